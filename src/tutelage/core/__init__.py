@@ -1,0 +1,1 @@
+"""The nouns and the verbs that every room shares.  Standard library only."""

@@ -1,0 +1,66 @@
+"""A trained reward model as a judge: words in, Judgements out.
+
+The reward model re-tokenises *text* with its own tokenizer (RLHF_CORRECTNESS C37), sees it up to the stop token only,
+and reads its score at the last real token, so a score does not depend on what else stood in the batch.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tutelage.core.words import Judgement, Prompt, Response
+from tutelage.models.heads import RewardModel, load_reward
+from tutelage.text.mask import answer_row
+from tutelage.text.pack import micro_batches
+
+
+class RewardJudge:
+    """Scores on the reward model's own scale, shifted and scaled by `bias` and `gain`: (score - bias) * gain.
+
+    gain and bias put the reference policy's answers at mean 0 and standard deviation 1 before RL (C20).
+    """
+
+    def __init__(self, network: RewardModel, tokenizer: Any, *, id: str, max_tokens: int = 512, token_budget: int = 4096,
+                 bias: float = 0.0, gain: float = 1.0):
+        self.network, self.tokenizer, self.id = network, tokenizer, id
+        self.max_tokens, self.token_budget = max_tokens, token_budget
+        self.bias, self.gain = bias, gain
+
+    @classmethod
+    def load(cls, path: str | Path, *, id: str = "", dtype: str = "auto", device: str = "auto", **more: Any) -> "RewardJudge":
+        """From a folder that `tutelage reward` made (or any AutoModelForSequenceClassification with one label)."""
+        loaded = load_reward(str(path), dtype=dtype, device=device)
+        return cls(loaded.model, loaded.tokenizer, id=id or f"reward:{Path(path).parent.name}", **more)
+
+    @torch.no_grad()
+    def scores(self, items: Sequence[tuple[Prompt, str]]) -> list[float]:
+        """One score an answer, in order."""
+        rows = [answer_row(self.tokenizer, prompt, text, max_tokens=self.max_tokens).token_ids for prompt, text in items]
+        out = [0.0] * len(rows)
+        device = next(self.network.parameters()).device
+        for group in micro_batches([len(row) for row in rows], token_budget=self.token_budget):
+            token_BT, real_BT = _pad([rows[i] for i in group])
+            for i, score in zip(group, self.network(token_BT.to(device), real_BT.to(device)).tolist(), strict=True):
+                out[i] = (score - self.bias) * self.gain
+        return out
+
+    def judge(self, items: Sequence[tuple[Prompt, Sequence[Response]]]) -> list[Judgement]:
+        flat = iter(self.scores([(prompt, response.text) for prompt, responses in items for response in responses]))
+        return [
+            Judgement(judge=self.id, kind="rating", rubric="reward@1", responses=tuple(r.id for r in responses),
+                      values=tuple(next(flat) for _ in responses))
+            for _, responses in items
+        ]
+
+
+def _pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    token_BT = torch.zeros(len(rows), width, dtype=torch.int64)
+    real_BT = torch.zeros(len(rows), width, dtype=torch.bool)
+    for at, row in enumerate(rows):
+        token_BT[at, :len(row)] = torch.tensor(row)
+        real_BT[at, :len(row)] = True
+    return token_BT, real_BT

@@ -1,0 +1,1 @@
+"""Safety judges.  What measures here also guards in `serve`: the same code."""

@@ -1,0 +1,1 @@
+"""Networks: the embedded default, any causal LM of transformers, heads for value, reward and cost, adapters."""

@@ -1,0 +1,1 @@
+"""The loops: one file an algorithm, each a step that reads like its paper."""

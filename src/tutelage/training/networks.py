@@ -1,0 +1,62 @@
+"""What the training commands share: loading a model ready to be trained, and saving it with its manifest."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tutelage.models.load import Loaded, load, save
+from tutelage.models.lora import add_lora
+from tutelage.store.runs import versions
+from tutelage.text.chat import template_digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685); rank 0 = full fine-tuning."""
+
+    rank: int = 0
+    alpha: float = 0.0  # 0 = 2 x rank
+    targets: str = "all-linear"
+
+    def __post_init__(self):
+        if self.rank < 0:
+            raise ValueError(f"rank must be >= 0 (0 = full fine-tuning); got {self.rank}")
+
+
+def load_trainable(name: str, *, dtype: str, device: str, lora: LoraConfig, gradient_checkpointing: bool = False) -> Loaded:
+    """A model whose trainable parameters require gradients: all of them, or the adapters alone."""
+    loaded = load(name, dtype=dtype, device=device)
+    model = loaded.model
+    model.requires_grad_(not lora.rank)
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if lora.rank:
+        model = add_lora(model, rank=lora.rank, alpha=lora.alpha or 2 * lora.rank, targets=lora.targets)
+        if gradient_checkpointing:
+            model.enable_input_require_grads()
+    return Loaded(model=model, tokenizer=loaded.tokenizer, name=loaded.name, path=loaded.path, digest=loaded.digest)
+
+
+@contextmanager
+def fast_matmuls(device: str = "cpu") -> Iterator[None]:
+    """float32 products through oneDNN while training on a CPU: about twice as fast where MKL is slow, relative error 1e-6."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if str(device) in ("cpu", "auto") and not torch.cuda.is_available() else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def manifest_of(loaded: Loaded, *, kind: str, run: str, config: dict[str, Any], data: str, **more: Any) -> dict[str, Any]:
+    """What stands beside saved weights: parents, configuration, versions, and the digest of the chat template."""
+    return {"kind": kind, "run": run, "base": loaded.name, "parents": [loaded.digest, data],
+            "template": template_digest(loaded.tokenizer), "config": config, "versions": versions(), **more}
+
+
+def save_result(loaded: Loaded, folder: Path, manifest: dict[str, Any]) -> None:
+    save(loaded.model, loaded.tokenizer, folder, manifest=manifest)

@@ -1,0 +1,132 @@
+"""AdamW over float32 master weights, with learning-rate schedule and gradient clipping.
+
+Parameters in bfloat16 get a float32 copy that is what is optimised; gradients of all micro-batches are added up in
+float32 (in a hook, as soon as the backward pass has made them, so that no bfloat16 gradient is kept).  Parameters
+in float32 are their own master.  (Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740, section 3.1.)
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimConfig:
+    """AdamW (Loshchilov & Hutter 2019) with warm-up and decay, by optimiser update."""
+
+    learning_rate: float = 2e-5
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup: float = 0.03  # share of all updates
+    floor: float = 0.0  # the schedule ends at floor x learning_rate
+    weight_decay: float = 0.0  # on matrices only
+    betas: tuple[float, ...] = (0.9, 0.95)
+    eps: float = 1e-8
+    clip: float = 1.0  # global gradient norm; 0 = off
+
+    def __post_init__(self):
+        faults = []
+        if not 0 < self.learning_rate < 1:
+            faults.append(f"learning_rate must be between 0 and 1; got {self.learning_rate}")
+        if not 0 <= self.warmup <= 1:
+            faults.append(f"warmup is a share of all updates, from 0 to 1; got {self.warmup}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            faults.append(f"betas must be two numbers in [0, 1); got {self.betas}")
+        if self.clip < 0:
+            faults.append(f"clip must be >= 0 (0 = off); got {self.clip}")
+        if faults:
+            raise ValueError("\n".join(faults))
+
+
+def scale_at(config: OptimConfig, update: int, total: int) -> float:
+    """Factor on the learning rate at `update` (from 0) of `total`: linear warm-up, then the schedule down to `floor`."""
+    warm = round(config.warmup * total)
+    if update < warm:
+        return (update + 1) / (warm + 1)
+    done = (update - warm) / max(1, total - warm)
+    left = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[config.schedule]
+    return left if config.schedule == "constant" else config.floor + (1 - config.floor) * left
+
+
+class Optimizer:
+    """AdamW on named parameters.  `backward` as usual, then `step`; state goes in and out as plain tensors."""
+
+    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *, total_updates: int):
+        self.config, self.total_updates, self.updates = config, total_updates, 0
+        self.params: dict[str, nn.Parameter] = {name: p for name, p in named if p.requires_grad}
+        assert self.params, "nothing to train: no parameter requires a gradient"
+        self.masters: dict[str, Tensor] = {}
+        self._hooks = []
+        for name, p in self.params.items():
+            if p.dtype == torch.float32:
+                self.masters[name] = p
+            else:
+                self.masters[name] = p.detach().float().clone()
+                self._hooks.append(p.register_post_accumulate_grad_hook(self._gatherer(name)))
+        matrices = [m for m in self.masters.values() if m.dim() >= 2]
+        vectors = [m for m in self.masters.values() if m.dim() < 2]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        self.adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate,
+                                      betas=tuple(config.betas), eps=config.eps, fused=True)
+
+    def _gatherer(self, name: str):
+        master = self.masters[name]
+
+        def gather(p: Tensor) -> None:
+            master.grad = p.grad.float() if master.grad is None else master.grad.add_(p.grad)
+            p.grad = None
+
+        return gather
+
+    def step(self) -> tuple[float, float]:
+        """One update from the gradients gathered since the last; returns (gradient norm before clipping, learning rate).
+
+        A gradient that is not finite changes nothing and returns its norm, for the caller to report.
+        """
+        lr = self.config.learning_rate * scale_at(self.config, self.updates, self.total_updates)
+        trained = [m for m in self.masters.values() if m.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm([m.grad for m in trained], foreach=True))
+        self.updates += 1
+        if math.isfinite(norm):
+            if self.config.clip and norm > self.config.clip:
+                torch._foreach_mul_([m.grad for m in trained], self.config.clip / norm)
+            for group in self.adam.param_groups:
+                group["lr"] = lr
+            self.adam.step()
+            with torch.no_grad():
+                for name, p in self.params.items():
+                    if self.masters[name] is not p:
+                        p.copy_(self.masters[name])
+        for master in self.masters.values():
+            master.grad = None
+        return norm, lr
+
+    def state(self) -> dict[str, Tensor]:
+        """Masters and moments by name: everything of the optimiser that a checkpoint must hold but `updates`."""
+        out = {}
+        for name, master in self.masters.items():
+            out[f"master.{name}"] = master.detach()
+            for key, value in self.adam.state.get(master, {}).items():
+                out[f"adam.{key}.{name}"] = value
+        return out
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Tensor], *, updates: int) -> None:
+        """Back to a saved state, bit for bit."""
+        self.updates = updates
+        for name, master in self.masters.items():
+            master.copy_(state[f"master.{name}"])
+            p = self.params[name]
+            if master is not p:
+                p.copy_(master)
+            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"adam.{key}.{name}" in state]
+            if keys:
+                self.adam.state[master] = {key: state[f"adam.{key}.{name}"].clone() for key in keys}
+
+    def close(self) -> None:
+        """Take the gradient hooks off the model again."""
+        for hook in self._hooks:
+            hook.remove()

@@ -1,0 +1,196 @@
+"""The loop under the on-policy algorithms: load, normalise the reward, step, checkpoint, resume, save the policy.
+
+Prompts come in a seeded permutation an epoch, a response's randomness from (seed, prompt id, index, step), so the step
+number is the whole cursor: a resumed run asks each prompt that the uninterrupted one would have, once.
+"""
+
+import copy
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from tutelage.algos.kl import AdaptiveKL
+from tutelage.core.config import to_dict
+from tutelage.core.errors import UserError, nearest
+from tutelage.core.protocols import Judge, Progress, silent
+from tutelage.core.words import Judgement, Prompt, Response
+from tutelage.judges.reward_model import RewardJudge
+from tutelage.judges.rules import LanguageRule, LengthRule, RepetitionRule, function_judge
+from tutelage.models.heads import load_reward
+from tutelage.models.load import Loaded
+from tutelage.models.lora import merge
+from tutelage.rollout.local import LocalEngine
+from tutelage.store.runs import Run, begin_or_reopen
+from tutelage.text.chat import render_prompt
+from tutelage.text.pack import epochs_of_steps
+from tutelage.training import ppo as ppo_module
+from tutelage.training.actor_critic import Networks
+from tutelage.training.loop import rss_gb
+from tutelage.training.networks import fast_matmuls, load_trainable, manifest_of, save_result
+from tutelage.training.optim import Optimizer
+from tutelage.training.ppo import PPOConfig, TrainState
+from tutelage.training.rollouts import answer, judge_all
+from tutelage.training.state import Saver, read_state, write_state
+
+RULES = {"length": lambda: LengthRule(5, 60), "repetition": RepetitionRule, "language": LanguageRule}  # `reward: rule:NAME`
+ALGORITHMS = {"ppo": (PPOConfig, ppo_module.step)}  # name -> configuration, step
+
+
+class RLResult(NamedTuple):
+    path: Path  # the policy, in Hugging Face format, adapters merged
+    steps: int
+    skipped: int  # prompts longer than max_prompt_tokens
+
+
+class ScaledJudge:
+    """Another judge's values, shifted and scaled: (value - bias) * gain."""
+
+    def __init__(self, judge: Judge, *, bias: float = 0.0, gain: float = 1.0):
+        self.inner, self.id, self.bias, self.gain = judge, judge.id, bias, gain
+
+    def judge(self, items: Sequence[tuple[Prompt, Sequence[Response]]]) -> list[Judgement]:
+        return [replace(j, values=tuple((value - self.bias) * self.gain for value in j.values), id="")
+                for j in self.inner.judge(items)]
+
+
+def judge_by_name(name: str, *, dtype: str = "auto", device: str = "auto") -> Judge:
+    """A folder of a reward model, `rule:NAME`, or `python:FILE.py:FUNCTION` with f(prompts, responses) -> list[float]."""
+    if name.startswith("python:"):
+        return function_judge(name.removeprefix("python:"))
+    if name.startswith("rule:"):
+        rule = name.removeprefix("rule:")
+        if rule not in RULES:
+            raise UserError(f'unknown rule "{rule}" in reward: {name}{nearest(rule, RULES)}')
+        return RULES[rule]()
+    if not Path(name).exists():
+        raise UserError(f"reward: {name} is not there; give the folder of a reward model (runs/<run>/final), rule:NAME, "
+                        "or python:FILE.py:FUNCTION")
+    return RewardJudge.load(name, dtype=dtype, device=device)
+
+
+def rl(
+    config: PPOConfig,
+    *,
+    prompts: Sequence[Prompt],
+    folder: Path | str,
+    judge: Judge | None = None,
+    data_id: str = "",
+    resume: bool = False,
+    progress: Progress = silent,
+    warn: Callable[[str], None] = lambda text: None,
+) -> RLResult:
+    """Improve a policy against a judge (by default the one that `config.reward` names); it is left in `folder`/final.
+
+    UserError where no prompt fits, or a reward is not finite (the run stops with its checkpoint intact).
+    """
+    _, step = ALGORITHMS[config.algorithm]
+    resolved = to_dict(config)
+    run = begin_or_reopen(folder, kind="rl", config=resolved, seed=config.seed, resume=resume,
+                          parents=(config.model, config.reward, data_id))
+    if run.finished():
+        return RLResult(run.final, run.manifest["steps"], run.manifest["skipped"])
+    torch.manual_seed(config.seed)
+    with fast_matmuls(config.device):
+        loaded = load_trainable(config.model, dtype=config.dtype, device=config.device, lora=config.lora)
+        asked, skipped = fitting(loaded.tokenizer, prompts, config.max_prompt_tokens)
+        judge = ScaledJudge(judge or judge_by_name(config.reward, dtype=config.dtype, device=config.device))
+        state = begin_state(config, loaded, judge)
+        _resume(run, state, config, asked, warn)
+        _loop(run, state, step, config, asked, progress)
+        _finish(run, loaded, resolved, data_id, steps=state.step, skipped=skipped)
+    return RLResult(run.final, state.step, skipped)
+
+
+def fitting(tokenizer: Any, prompts: Sequence[Prompt], max_tokens: int) -> tuple[list[Prompt], int]:
+    """Distinct prompts of at most `max_tokens`, and how many were left out."""
+    distinct = list({prompt.id: prompt for prompt in prompts}.values())
+    kept = [prompt for prompt in distinct if len(render_prompt(tokenizer, prompt)) <= max_tokens]
+    if not kept:
+        raise UserError(f"none of the {len(prompts)} prompts fits into max_prompt_tokens={max_tokens}; raise it or shorten them")
+    return kept, len(distinct) - len(kept)
+
+
+def begin_state(config: PPOConfig, loaded: Loaded, judge: Judge) -> TrainState:
+    """Networks, optimiser, engine and KL controller before the first step."""
+    reference = None if config.lora.rank else copy.deepcopy(loaded.model)
+    value_trunk = _value_trunk(config, loaded) if config.value == "separate" else None
+    networks = Networks(loaded.model, reference=reference, value_trunk=value_trunk, chunk=config.chunk)
+    updates = config.steps * config.epochs * config.minibatches
+    optimizer = Optimizer(networks.named_parameters(), config.optim, total_updates=updates)
+    engine = LocalEngine(loaded.model, loaded.tokenizer, policy=f"{config.algorithm}:{loaded.digest[:12]}")
+    return TrainState(networks=networks, optimizer=optimizer, engine=engine, judge=judge,
+                      kl=AdaptiveKL(config.beta, config.kl_target, config.kl_horizon))
+
+
+def _value_trunk(config: PPOConfig, loaded: Loaded) -> torch.nn.Module:
+    """A trunk of the critic's own: the reward model's where the reward is one with the same vocabulary, else the policy's."""
+    if not config.reward.startswith(("rule:", "python:")):
+        critic = load_reward(config.reward, dtype=config.dtype, device=config.device)
+        if critic.tokenizer.get_vocab() == loaded.tokenizer.get_vocab():  # the critic must use the policy's tokenizer (C37)
+            return critic.model.trunk.requires_grad_(True)
+    own = copy.deepcopy(loaded.model)
+    return (merge(own) if config.lora.rank else own).base_model.requires_grad_(True)
+
+
+def normalise(state: TrainState, config: PPOConfig, prompts: Sequence[Prompt]) -> None:
+    """Set the reward's mean and scale on the reference's own answers (C20), before anything has been learned."""
+    if not config.normalise_on:
+        return
+    some = list(prompts)[: config.normalise_on]
+    responses = answer(state.engine, some, replace(config.sampling(0), n=1, step=2**31))
+    values = [value for j in judge_all(state.judge, some, responses) for value in j.values]
+    spread = statistics.pstdev(values)
+    state.judge.bias, state.judge.gain = statistics.fmean(values), 1 / spread if spread > 1e-6 else 1.0
+
+
+def _loop(run: Run, state: TrainState, step: Callable, config: PPOConfig, prompts: Sequence[Prompt], progress: Progress) -> None:
+    def write(folder: Path) -> None:
+        write_state(folder, tensors=state.optimizer.state(), facts={
+            "step": state.step, "responses": state.responses, "beta": state.kl.beta, "updates": state.optimizer.updates,
+            "bias": state.judge.bias, "gain": state.judge.gain, "metrics_bytes": run.metrics_bytes()})
+
+    epochs = math.ceil(config.steps / math.ceil(len(prompts) / config.prompts_per_step))
+    order = epochs_of_steps(len(prompts), rows_per_step=config.prompts_per_step, epochs=epochs, seed=config.seed)
+    with Saver(run, config.save, write) as saver:
+        for number, at in enumerate(order):
+            if number < state.step:
+                continue  # done before the run was killed
+            if number >= config.steps:
+                break
+            begun = time.perf_counter()
+            row = step(state, [prompts[i] for i in at], config).row
+            state.engine.refresh()
+            seconds = time.perf_counter() - begun
+            run.log({**row, "seconds": round(seconds, 3), "samples_per_second": round(len(at) * config.responses_per_prompt / seconds, 2),
+                     "rss_gb": rss_gb()})
+            progress("rl", state.step, config.steps)
+            saver.after_step(state.step)
+
+
+def _resume(run: Run, state: TrainState, config: PPOConfig, prompts: Sequence[Prompt], warn: Callable[[str], None]) -> None:
+    newest = run.newest(warn=warn)
+    if newest is None:
+        run.cut_metrics(0)
+        normalise(state, config, prompts)
+        return
+    tensors, facts = read_state(newest)
+    state.optimizer.load(tensors, updates=facts["updates"])
+    state.step, state.responses = facts["step"], facts["responses"]
+    state.kl = state.kl._replace(beta=facts["beta"])
+    state.judge.bias, state.judge.gain = facts["bias"], facts["gain"]
+    state.engine.refresh()
+    run.cut_metrics(facts["metrics_bytes"])
+
+
+def _finish(run: Run, loaded: Loaded, config: dict[str, Any], data_id: str, *, steps: int, skipped: int) -> None:
+    manifest = manifest_of(loaded, kind="rl", run=run.id, config=config, data=data_id, role="policy", reward=config["reward"])
+    if config["lora"]["rank"]:
+        loaded = Loaded(model=merge(loaded.model), tokenizer=loaded.tokenizer, name=loaded.name, path=loaded.path,
+                        digest=loaded.digest)
+    run.finish(lambda folder: save_result(loaded, folder, manifest), steps=steps, skipped=skipped)

@@ -1,0 +1,68 @@
+"""Answers to prompts, what judges say of them, and both as tensors: the first half of every on-policy step."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from tutelage.core.errors import UserError
+from tutelage.core.protocols import Engine, Judge
+from tutelage.core.words import Judgement, Prompt, Response, Sampling
+from tutelage.text.chat import render_prompt
+from tutelage.text.mask import Row
+from tutelage.text.pack import micro_batches
+from tutelage.training.actor_critic import Networks
+from tutelage.training.batch import Rollouts, collate
+
+
+class ScoreConfig(Protocol):
+    temperature: float
+    token_budget: int
+
+
+def answer(engine: Engine, prompts: Sequence[Prompt], sampling: Sampling) -> list[Response]:
+    """`sampling.n` responses to every prompt, in the order of the prompts and of the index."""
+    found = {(r.prompt_id, r.index): r for r in engine.respond([(prompt, sampling) for prompt in prompts])}
+    return [found[prompt.id, index] for prompt in prompts for index in range(sampling.n)]
+
+
+def judge_all(judge: Judge, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[Judgement]:
+    """One Judgement a prompt, over its responses; a value that is not finite is refused by name of the prompt."""
+    by_prompt: dict[str, list[Response]] = {}
+    for response in responses:
+        by_prompt.setdefault(response.prompt_id, []).append(response)
+    out = judge.judge([(prompt, by_prompt[prompt.id]) for prompt in prompts])
+    for prompt, judgement in zip(prompts, out, strict=True):
+        if not all(math.isfinite(value) for value in judgement.values):
+            raise UserError(f"the reward {judgement.judge} gave {judgement.values} for prompt {prompt.id[:12]} "
+                            f"({prompt.messages[-1].text[:80]!r}); a reward must be a finite number")
+    return out
+
+
+def score(networks: Networks, tokenizer: Any, prompts: Sequence[Prompt], responses: Sequence[Response], config: ScoreConfig) -> Rollouts:
+    """Log-probs under policy and reference, and values, of the very token ids that were sampled (C3).  No gradient."""
+    device = next(networks.parameters()).device
+    prompt_ids = {prompt.id: render_prompt(tokenizer, prompt) for prompt in prompts}
+    number = {prompt.id: at for at, prompt in enumerate(prompts)}
+    rows = [Row(prompt_ids[r.prompt_id] + list(r.token_ids), [0.0] * len(prompt_ids[r.prompt_id]) + [1.0] * len(r.token_ids))
+            for r in responses]
+    batch = collate(rows, device=device)
+    zeros_BT = torch.zeros(batch.token_BT.shape, device=device)
+    sampler_BT, logp_BT, ref_BT, value_BT, entropy_BT = (zeros_BT.clone() for _ in range(5))
+    for at, (row, response) in enumerate(zip(rows, responses, strict=True)):
+        start = len(row.token_ids) - len(response.token_ids)
+        sampler_BT[at, start:len(row.token_ids)] = torch.tensor(response.logps, device=device)
+    lengths = [len(row.token_ids) for row in rows]
+    with torch.no_grad():
+        for group in micro_batches(lengths, token_budget=config.token_budget):
+            width = max(lengths[i] for i in group)
+            token_BT, acted_BT = batch.token_BT[group, :width], batch.acted_BT[group, :width]
+            out = networks.forward(token_BT, acted_BT, temperature=config.temperature)
+            logp_BT[group, :width], entropy_BT[group, :width], value_BT[group, :width] = out.logp_BT, out.entropy_BT, out.value_BT
+            ref_BT[group, :width] = networks.reference_logps(token_BT, acted_BT, temperature=config.temperature)
+    return Rollouts(
+        token_BT=batch.token_BT, real_BT=batch.real_BT, acted_BT=batch.acted_BT, sampler_logp_BT=sampler_BT, logp_BT=logp_BT,
+        ref_logp_BT=ref_BT, value_BT=value_BT, entropy_BT=entropy_BT,
+        group_B=torch.tensor([number[r.prompt_id] for r in responses], device=device),
+        stopped_B=torch.tensor([not r.is_truncated() for r in responses], device=device))

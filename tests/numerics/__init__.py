@@ -1,0 +1,1 @@
+"""Mathematics against hand tables, identities and witnesses that we did not write."""

@@ -1,0 +1,168 @@
+"""Chunked log-probabilities against torch on the whole logits, and that the whole logits never exist."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tutelage.algos.cross_entropy import normalisers, token_logps
+
+N, D, V = 23, 8, 61
+# The head may be float64; the log-softmax is float32 by design, so agreement is that of float32: 2**-23 of a number near 5.
+CLOSE = {"rtol": 2e-6, "atol": 2e-6}
+
+
+def problem(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.nn.Linear]:
+    rng = torch.Generator().manual_seed(seed)
+    hidden_ND = torch.randn(N, D, generator=rng, dtype=dtype, requires_grad=True)
+    target_N = torch.randint(0, V, (N,), generator=rng)
+    head = torch.nn.Linear(D, V, dtype=dtype)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(V, D, generator=rng, dtype=dtype))
+        head.bias.copy_(torch.randn(V, generator=rng, dtype=dtype))
+    return hidden_ND, target_N, head
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 1.3])
+@pytest.mark.parametrize("chunk", [1, 3, 1000])
+def test_values_and_gradients_equal_torch_on_whole_logits(chunk, temperature):
+    hidden, target, head = problem()
+    weight = torch.linspace(0.1, 2.0, N)
+    out = token_logps(hidden, target, head, temperature=temperature, chunk=chunk)
+    got = torch.autograd.grad((-out.logp_N * weight).sum(), [hidden, head.weight, head.bias])
+
+    logits = head(hidden) / temperature
+    wanted_N = -F.cross_entropy(logits, target, reduction="none")
+    wanted = torch.autograd.grad((-wanted_N * weight).sum(), [hidden, head.weight, head.bias])
+
+    torch.testing.assert_close(out.logp_N.double(), wanted_N, **CLOSE)
+    for ours, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)  # sums of 23 float32 numbers of size up to 10
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_entropy_equals_torch(temperature):
+    hidden, target, head = problem(seed=1)
+    out = token_logps(hidden, target, head, temperature=temperature, chunk=5)
+    wanted = torch.distributions.Categorical(logits=head(hidden).detach() / temperature).entropy()
+    torch.testing.assert_close(out.entropy_N.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_entropy_carries_a_gradient_only_where_asked_and_then_that_of_torch():
+    hidden, target, head = problem(seed=4)
+    assert not token_logps(hidden, target, head).entropy_N.requires_grad
+    got = torch.autograd.grad(token_logps(hidden, target, head, chunk=6, entropy_grad=True).entropy_N.sum(), [hidden, head.weight])
+    witness = torch.distributions.Categorical(logits=head(hidden)).entropy().sum()
+    for ours, theirs in zip(got, torch.autograd.grad(witness, [hidden, head.weight]), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_entropy_by_hand():
+    # equal logits over 4: ln 4; one logit far above the rest: 0
+    hidden = torch.tensor([[0.0, 0.0, 0.0, 0.0], [80.0, 0.0, 0.0, 0.0]])
+    out = token_logps(hidden, torch.tensor([2, 0]), lambda x: x)
+    assert out.entropy_N.tolist() == pytest.approx([1.3862944, 0.0], abs=1e-6)
+    assert out.logp_N.tolist() == pytest.approx([-1.3862944, 0.0], abs=1e-6)
+
+
+def test_without_gradient_the_numbers_are_the_same():
+    hidden, target, head = problem(seed=2)
+    with_grad = token_logps(hidden, target, head, chunk=4)
+    with torch.no_grad():
+        without = token_logps(hidden, target, head, chunk=4)
+    assert torch.equal(with_grad.logp_N.detach(), without.logp_N) and torch.equal(with_grad.entropy_N, without.entropy_N)
+    assert not without.logp_N.requires_grad
+
+
+def test_the_log_softmax_of_a_bfloat16_head_is_float32():
+    """C11: bfloat16 has 8 bits; the sum over the vocabulary must not be taken in it."""
+    hidden, target, head = problem(seed=3, dtype=torch.bfloat16)
+    out = token_logps(hidden, target, head)
+    assert out.logp_N.dtype == out.entropy_N.dtype == torch.float32
+    wanted = F.log_softmax(head(hidden).double(), dim=-1).gather(1, target[:, None])[:, 0]
+    torch.testing.assert_close(out.logp_N.double(), wanted, **CLOSE)
+
+
+def test_huge_logits_stay_finite():
+    out = token_logps(torch.tensor([[3e4, -3e4, 0.0]]), torch.tensor([1]), lambda x: x)
+    assert out.logp_N.item() == pytest.approx(-6e4) and out.entropy_N.item() == 0.0
+
+
+class Largest(TorchDispatchMode):
+    """Sees every tensor that any operation makes, in the backward pass too."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = 0  # most rows among the tensors whose last axis is the vocabulary
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for each in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(each, torch.Tensor) and each.dim() == 2 and each.shape[-1] == V and each.shape[0] != D:
+                self.rows = max(self.rows, each.shape[0])
+        return out
+
+
+def test_the_whole_logits_never_exist():
+    hidden, target, head = problem()
+    seen: list[int] = []
+
+    def spy(chunk_ND: torch.Tensor) -> torch.Tensor:
+        seen.append(chunk_ND.shape[0])
+        return head(chunk_ND)
+
+    with Largest() as whole:
+        F.cross_entropy(head(hidden), target).backward()
+    assert whole.rows == N  # the witness sees what we forbid
+    with Largest() as largest:
+        token_logps(hidden, target, spy, chunk=4).logp_N.sum().backward()
+    assert largest.rows == 4
+    assert sorted(seen) == [3] * 2 + [4] * 10  # 23 = 5 x 4 + 3, forwards and once more backwards
+
+
+def test_no_logits_are_kept_between_forward_and_backward():
+    hidden, target, head = problem()
+    kept: list[torch.Size] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        token_logps(hidden, target, head, chunk=4)
+        ours = list(kept)
+        F.cross_entropy(head(hidden), target)
+    assert not any(len(shape) == 2 and shape[1] == V and shape[0] != D for shape in ours)  # [D, V] is the head itself
+    assert any(shape == (N, V) for shape in kept)  # the witness sees what we forbid
+
+
+def test_no_position_at_all():
+    out = token_logps(torch.zeros(0, D), torch.zeros(0, dtype=torch.int64), torch.nn.Linear(D, V))
+    assert out.logp_N.shape == out.entropy_N.shape == (0,)
+
+
+def total(kind: str, losses: list[list[float]]) -> float:
+    norms = normalisers(kind, [float(len(row)) for row in losses])
+    return sum(sum(row) / norm for row, norm in zip(losses, norms, strict=True))
+
+
+def test_normalisers_by_hand():
+    losses = [[1.0] * 10, [5.0] * 2]
+    assert total("token", losses) == pytest.approx(20 / 12)  # every token alike
+    assert total("example", losses) == pytest.approx(3.0)  # the mean of the rows' means, 1 and 5
+    assert total("sum", losses) == pytest.approx(20.0)
+
+
+def test_normalisers_count_weights_not_tokens():
+    assert normalisers("token", [2.5, 0.5]) == [3.0, 3.0]
+    assert normalisers("example", [2.5, 0.5]) == [5.0, 1.0]
+
+
+@pytest.mark.parametrize("kind", ["token", "example", "sum"])
+def test_rows_without_weight_divide_by_no_zero(kind):
+    assert all(norm > 0 for norm in normalisers(kind, [0.0, 0.0]))
+
+
+def test_an_unknown_normaliser_is_named():
+    with pytest.raises(ValueError, match='"token", "example" or "sum", got "mean"'):
+        normalisers("mean", [1.0])
