@@ -24,7 +24,7 @@ def join(words: list[str], lang: str) -> str:
 
 def jaccard(a: list[str], b: list[str]) -> float:
     """The definition, on triples, one by one."""
-    left, right = ({tuple(words[i:i + 3]) for i in range(len(words) - 2)} for words in (a, b))
+    left, right = ({tuple(words[i : i + 3]) for i in range(len(words) - 2)} for words in (a, b))
     return len(left & right) / len(left | right)
 
 
@@ -86,6 +86,16 @@ def test_signature_estimates_the_jaccard_similarity_without_bias():
     assert 0.02 < np.std(errors) < 0.07
 
 
+def test_a_long_text_is_signed_as_a_whole():
+    draw, hasher = random.Random(8), MinHasher(128)
+    words = write(draw, "en", 9_000)
+    other = write(draw, "en", 5_000) + words[5_000:]  # the same end, another beginning
+    truth = jaccard(words, other)
+    assert 0.2 < truth < 0.4
+    equal = (hasher.signature(join(words, "en")) == hasher.signature(join(other, "en"))).mean()
+    assert abs(equal - truth) < 0.17  # four standard errors
+
+
 def test_near_duplicates_ignore_case_punctuation_and_spacing(tmp_path):
     with NearDuplicateIndex(tmp_path / "near.db", 0.8) as index:
         assert index.add("a", "What is the capital of France, please?") is None
@@ -115,6 +125,7 @@ def test_a_closed_index_remembers(tmp_path):
 
 def test_shingle_hashes_are_splitmix64_of_crc32_and_so_the_same_in_every_process():
     """Python's own hash differs from run to run; an index that is continued needs one that does not."""
+
     def scramble(x):
         x = (x + 0x9E3779B97F4A7C15) % 2**64
         x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64

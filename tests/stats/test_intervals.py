@@ -91,7 +91,7 @@ def test_total_statistic_is_of_the_summed_rows():
 def test_ten_of_ten_is_not_certainty():
     got = rate_interval([1.0] * 50, seed=0)
     assert got.estimate == 1 and got.low == pytest.approx(wilson(50, 50).low) and got.low < 0.95
-    few = rate_interval([1, 0, 1, 1, 0], seed=0)  # under 20 clusters: Wilson
+    few = rate_interval([1, 0, 1, 1, 0], seed=0)  # under 30 clusters: Wilson
     assert (few.low, few.high) == (wilson(3, 5).low, wilson(3, 5).high)
 
 

@@ -38,7 +38,7 @@ NO_END = (
 )
 # ChatML with the marks from which transformers makes its own assistant mask: the witness.
 MARKED = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}\n"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{{ '\n' }}"
     "{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -71,7 +71,7 @@ def build(family: Family, *, merges: bool = False) -> PreTrainedTokenizerFast:
     if merges:
         raw = Tokenizer(models.BPE())
         raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        raw.train_from_iterator(["user\nHello there, assistant\nHello! \n\nHow are you? \n\n"] * 20,
+        raw.train_from_iterator(["user\nHello there, assistant\nHello!", "one\n\ntwo", "\n\n"] * 20,
                                 trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, show_progress=False))
     else:
         raw = Tokenizer(models.BPE(vocab={char: at for at, char in enumerate(alphabet)}, merges=[]))

@@ -60,6 +60,9 @@ def _value(hint: Any, value: Any, path: tuple[str, ...], faults: list[str]) -> A
             out = _value(option, value, path, trial)
             if not trial:
                 return out
+            if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
+                faults.extend(trial)  # a section that may be left out: say what is wrong inside it
+                return None
         faults.append(f"{name} must be {_type_name(hint)}; got {value!r}")
         return None
     if dataclasses.is_dataclass(hint):

@@ -4,6 +4,7 @@ A file is written beside its final name, flushed to the disk and renamed, so tha
 new one and never half of one.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -58,12 +59,13 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
         os.replace(temporary, path)
         fsync_folder(path.parent)
     except OSError as error:
-        if temporary.exists():
-            temporary.unlink()
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; what was there before is intact. "
             "Free some space or choose a folder that you may write to, then run the same command again"
         ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -94,9 +96,10 @@ def write_jsonl(path: Path | str, rows: Iterable[Any]) -> int:
         os.replace(temporary, path)
         fsync_folder(path.parent)
     except OSError as error:
-        if temporary.exists():
-            temporary.unlink()
         raise UserError(f"cannot write {path}: {error.strerror or error}; free some space or choose another folder") from error
+    finally:  # rows may come from a reader that fails half way
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return count
 
 

@@ -177,7 +177,7 @@ def parse_instructions(text: str) -> list[str]:
     """
     starts = list(_NUMBERED.finditer(text))
     ends = [match.start() for match in starts[1:]] + [len(text)]
-    items = [" ".join(text[match.end():end].split()) for match, end in zip(starts, ends, strict=True)]
+    items = [" ".join(text[match.end():end].split()) for match, end in zip(starts, ends, strict=False)]
     return [item for item in items if item]
 
 

@@ -5,11 +5,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from tutelage.core.errors import UserError, nearest
-from tutelage.data import formats_chat, formats_preference, formats_tables
+from tutelage.data import (
+    formats_chat,
+    formats_dialogs,
+    formats_preference,
+    formats_questions,
+    formats_tables,
+    formats_verdicts,
+)
 from tutelage.data.records import Context, Format, Found, RowError, as_kind, dotted, keeping
 
 # From the shapes that ask for much to those that ask for little: the first that matches is the one.
-ALL: tuple[Format, ...] = (*formats_preference.FORMATS, *formats_tables.FORMATS, *formats_chat.FORMATS, *formats_tables.LAST)
+LAST: tuple[Format, ...] = (*formats_questions.LAST, *formats_tables.LAST)
+ALL: tuple[Format, ...] = (
+    *formats_preference.FORMATS,
+    *formats_verdicts.FORMATS,
+    *formats_questions.FORMATS,
+    *formats_tables.FORMATS,
+    *formats_dialogs.FORMATS,
+    *formats_chat.FORMATS,
+    *LAST,
+)
 BY_NAME: dict[str, Format] = {each.name: each for each in ALL}
 
 
@@ -68,7 +84,7 @@ def convert(row: Any, fmt: Format, ctx: Context, *, kind: str | None = None, str
         other = detect(row)
         if other is not None and other.kind == fmt.kind:
             fmt = other
-        elif other is not None and other.kind != fmt.kind and other not in formats_tables.LAST:
+        elif other is not None and other.kind != fmt.kind and other not in LAST:
             raise RowError(f"another kind: the row is '{other.name}' ({other.kind}) in a file of {fmt.kind}")
     try:
         if kind == "examples" and fmt.as_examples is not None:

@@ -1,12 +1,9 @@
-"""Conversations to learn from: Alpaca, ShareGPT, OpenAI messages, prompt-completion, self-instruct seeds, and the shapes
-of MOSS, KdConv, Taskmaster and emotional-support dialogs.
+"""Conversations to learn from: Alpaca, ShareGPT, OpenAI messages, prompt-completion and self-instruct seeds.
 
-What is left out of a record: the inner thoughts of MOSS and the `reasoning` parts of content-part messages (they were
-never said to the user), and the knowledge attributes of KdConv.
+What is left out: the `reasoning` parts of content-part messages, which were never said to the user.
 """
 
 import re
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tutelage.core.words import Example, Message
@@ -16,12 +13,10 @@ from tutelage.data.records import (
     Found,
     RowError,
     as_json,
-    check_turns,
     checked_text,
     example,
     family,
     first,
-    group_of,
     keeping,
     need_text,
     optional_text,
@@ -87,8 +82,13 @@ def message_of(turn: Any) -> Message:
     if weight is not None and (not isinstance(weight, (int, float)) or weight < 0):
         raise RowError(f"wrong type: the weight of a message must be a number >= 0; it is {weight!r}")
     role = role_of(turn["role"])
-    return Message(role=role, text=content, name=turn.get("name") or None, tool_calls=calls,
-                   weight=1.0 if weight is None or role != "assistant" else float(weight))
+    return Message(
+        role=role,
+        text=content,
+        name=turn.get("name") or None,
+        tool_calls=calls,
+        weight=1.0 if weight is None or role != "assistant" else float(weight),
+    )
 
 
 def _join_parts(parts: list) -> tuple[str, tuple[dict, ...]]:
@@ -117,8 +117,13 @@ def messages_of(turns: Any, name: str = "messages") -> tuple[Message, ...]:
 
 
 def is_messages(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "role" in value[0] and (
-        any(name in value[0] for name in ("content", "text", "tool_calls")))
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and isinstance(value[0], dict)
+        and "role" in value[0]
+        and (any(name in value[0] for name in ("content", "text", "tool_calls")))
+    )
 
 
 def _openai(row: dict, ctx: Context) -> list[Example]:
@@ -166,9 +171,14 @@ def _seeds(row: dict, ctx: Context) -> Found:
             if not isinstance(instance, dict):
                 raise RowError("wrong type: an instance must be an object with input and output")
             turns = alpaca_prompt({"instruction": row.get("instruction"), "input": instance.get("input")})
-            found.append(example((*turns, Message(role="assistant", text=need_text(instance, "output"))), ctx,
-                                 group=family(need_text(row, "instruction")) if len(row["instances"]) > 1 else "",
-                                 tags=tags_of(row, "name", "motivation_app")))
+            found.append(
+                example(
+                    (*turns, Message(role="assistant", text=need_text(instance, "output"))),
+                    ctx,
+                    group=family(need_text(row, "instruction")) if len(row["instances"]) > 1 else "",
+                    tags=tags_of(row, "name", "motivation_app"),
+                )
+            )
     return found
 
 
@@ -189,7 +199,9 @@ def sharegpt_turns(turns: Any, system: str = "") -> tuple[Message, ...]:
             found.append(Message(role="assistant", text="", tool_calls=tool_calls(value)))
         else:
             weight = turn.get("weight", 1.0)
-            found.append(Message(role=role_of(turn["from"]), text=value, weight=1.0 if weight is None else float(weight)))
+            found.append(
+                Message(role=role_of(turn["from"]), text=value, weight=1.0 if weight is None else float(weight))
+            )
     return tuple(found)
 
 
@@ -201,8 +213,14 @@ def _sharegpt(row: dict, ctx: Context) -> list[Example]:
 # Prompt and completion
 
 
+def json_turns(value: Any, name: str) -> Any:
+    """A list of messages that a table had to write as a JSON string; anything else as it is."""
+    return as_json(value, name) if isinstance(value, str) and re.match(r'\s*\[\s*\{\s*"(role|from)"', value) else value
+
+
 def as_turns(value: Any, name: str, role: str) -> tuple[Message, ...]:
-    """TRL's two spellings: a string, or a list of messages."""
+    """TRL's two spellings: a string, or a list of messages (in a table: as JSON)."""
+    value = json_turns(value, name)
     if isinstance(value, str):
         return (Message(role=role, text=checked_text(value, name)),)
     if isinstance(value, dict):
@@ -215,7 +233,9 @@ def as_turns(value: Any, name: str, role: str) -> tuple[Message, ...]:
 
 
 def _prompt_completion(row: dict, ctx: Context) -> list[Example]:
-    turns = as_turns(row["prompt"], "prompt", "user") + as_turns(first(row, "completion", "response", "answer"), "completion", "assistant")
+    turns = as_turns(row["prompt"], "prompt", "user") + as_turns(
+        first(row, "completion", "response", "answer"), "completion", "assistant"
+    )
     return [example(turns, ctx, tools=tools_of(row), tags=common_tags(row))]
 
 
@@ -224,120 +244,7 @@ def _question_answer(row: dict, ctx: Context) -> list[Example]:
     return [example((*user(question), Message(role="assistant", text=answer)), ctx, tags=common_tags(row))]
 
 
-# Dialogs of two speakers
-
-
-def merged(turns: Iterable[Message]) -> tuple[Message, ...]:
-    """Neighbouring plain turns of one speaker become one turn; blank turns vanish."""
-    found: list[Message] = []
-    for turn in turns:
-        if not turn.text.strip() and not turn.tool_calls:
-            continue
-        last = found[-1] if found else None
-        if last and last.role == turn.role and not last.tool_calls and not turn.tool_calls and turn.role != "tool":
-            found[-1] = Message(role=turn.role, text=f"{last.text}\n{turn.text}", weight=max(last.weight, turn.weight))
-        else:
-            found.append(turn)
-    return tuple(found)
-
-
-def _dialog(row: dict, ctx: Context) -> list[Example]:
-    """[{speaker or role, text or content}]: emotional support and counselling."""
-    turns = []
-    for turn in row["dialog"]:
-        if not isinstance(turn, dict):
-            raise RowError("wrong type: a turn must be an object")
-        role = role_of(first(turn, "role", "speaker"))
-        turns.append(Message(role=role, text=checked_text(first(turn, "content", "text"), "text of a turn").strip()))
-    return [example(merged(turns), ctx, tags=tags_of(row, "emotion_type", "problem_type", "experience_type"))]
-
-
-def _kdconv(row: dict, ctx: Context) -> list[Example]:
-    """Two people take turns; the second one is the assistant."""
-    turns = [Message(role=("user", "assistant")[number % 2], text=need_text(turn, "message"))
-             for number, turn in enumerate(row["messages"])]
-    return [example(turns, ctx, tags=tags_of(row, "domain"))]
-
-
-_MARKERS = re.compile(r"<\|[^|>]{1,20}\|>:?|<eo[a-z]>")
-
-
-def _moss(row: dict, ctx: Context) -> list[Example]:
-    chat, turns = row["chat"], []
-    if meta := optional_text(row, "meta_instruction"):
-        turns.append(Message(role="system", text=meta.strip()))
-    for name in sorted(chat, key=lambda name: int(re.sub(r"\D", "", name) or 0)):
-        turn = {key: _MARKERS.sub("", value).strip() for key, value in chat[name].items() if isinstance(value, str)}
-        turns.append(Message(role="user", text=need_text(turn, "Human")))
-        calls = [{"name": match[1], "arguments": match[2]}
-                 for match in re.finditer(r'([A-Za-z_]\w*)\((.*?)\)(?=\s*(?:,\s*[A-Za-z_]\w*\(|$))', turn.get("Commands", ""), re.S)]
-        if calls:
-            turns.append(Message(role="assistant", text="", tool_calls=tuple(calls)))
-            turns.append(Message(role="tool", text=turn.get("Tool Responses") or "None"))
-        turns.append(Message(role="assistant", text=need_text(turn, "MOSS")))
-    return [example(turns, ctx, tags=tags_of(row, "category"))]
-
-
-def _taskmaster(row: dict, ctx: Context) -> list[Example]:
-    """Customer service: the API calls that followed a user turn stand in its annotations."""
-    turns: list[Message] = []
-    for utterance in row["utterances"]:
-        if not isinstance(utterance, dict):
-            raise RowError("wrong type: an utterance must be an object")
-        turns.append(Message(role=role_of(utterance.get("speaker")), text=optional_text(utterance, "text").strip()))
-        turns += _api_turns(utterance.get("annotations") or [])
-    return [example(merged(turns), ctx, tags=tags_of(row, "vertical"))]
-
-
-def _api_turns(annotations: Sequence[dict]) -> list[Message]:
-    found, name, request = [], "", {}
-    for item in annotations:
-        kind, value = item.get("name"), item.get("value")
-        if kind == "api_call":
-            name, request = str(value), {}
-        elif kind == "request":
-            request = value if not isinstance(value, str) or value.lstrip()[:1] != "{" else _lenient_json(value)
-        elif kind == "response" and name:
-            found.append(Message(role="assistant", text="", tool_calls=({"name": name, "arguments": request},)))
-            found.append(Message(role="tool", text=str(value), name=name))
-            name = ""
-    return found
-
-
-def _lenient_json(text: str) -> Any:
-    try:
-        return as_json(text, "request")
-    except RowError:
-        return text  # typed by people; some are no JSON
-
-
-_EOS_TURN = re.compile(r"^(\d(?:\.\d)?) ([01]) (\d+) (?:\[[^\]]*\] )?(.*)$", re.S)
-
-
-def _eos_turns(line: str) -> list[tuple[float, int, int, str]]:
-    found = []
-    for piece in line.split(" EOS "):
-        match = _EOS_TURN.match(piece.strip())
-        if not match:
-            raise RowError(f"not a dialog turn: {piece.strip()[:40]!r}, wanted 'weight speaker number [strategy] text'")
-        found.append((float(match[1]), int(match[2]), int(match[3]), match[4].strip()))
-    return found
-
-
-def _dialog_eos(row: dict, ctx: Context) -> list[Example]:
-    """One window of a growing dialog a line; only the turn of weight 1 is trained on.  All windows share a group."""
-    pieces = _eos_turns(need_text(row, "text"))
-    turns = [Message(role=("user", "assistant")[speaker], text=text, weight=weight if speaker else 1.0)
-             for weight, speaker, _, text in pieces]
-    check_turns(turns)
-    last = pieces[-1][2]
-    if "eos_group" not in ctx.state or last <= ctx.state["eos_last"]:  # turn numbers start again: a new dialog
-        ctx.state["eos_group"] = group_of(turns)
-    ctx.state["eos_last"] = last
-    return [example(turns, ctx, group=ctx.state["eos_group"])]
-
-
-def _is_dicts(row: dict, name: str, key: str) -> bool:
+def is_dicts(row: dict, name: str, key: str) -> bool:
     value = row.get(name)
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and key in value[0]
 
@@ -347,30 +254,64 @@ def _native(row: dict, ctx: Context) -> list[Example]:
 
 
 FORMATS = (
-    Format(name="self-instruct", kind="examples", matches=lambda r: "instances" in r and "instruction" in r, convert=_seeds,
-           about="instruction with instances[{input, output}]"),
-    Format(name="sharegpt", kind="examples", matches=lambda r: _is_dicts(r, "conversations", "from"), convert=_sharegpt,
-           about="conversations[{from, value}], function_call and observation turns, tools as a JSON string"),
-    Format(name="moss", kind="examples", matches=lambda r: isinstance(r.get("chat"), dict), convert=_moss,
-           about="chat{turn_1{Human, Commands, Tool Responses, MOSS}}"),
-    Format(name="kdconv", kind="examples", matches=lambda r: _is_dicts(r, "messages", "message"), convert=_kdconv,
-           about="messages[{message, attrs}], speakers in turn"),
-    Format(name="native-examples", kind="examples", convert=_native, about="rows of our own snapshots",
-           matches=lambda r: _is_dicts(r, "messages", "text") and "role" in r["messages"][0] and "content" not in r["messages"][0]
-           and any(isinstance(m, dict) and m.get("role") == "assistant" for m in r["messages"])),
-    Format(name="openai", kind="examples", matches=lambda r: is_messages(first(r, "messages", "conversation")), convert=_openai,
-           about="messages[{role, content}]: text or parts, tool_calls, tools, loss weights"),
-    Format(name="taskmaster", kind="examples", matches=lambda r: _is_dicts(r, "utterances", "speaker"), convert=_taskmaster,
-           about="utterances[{speaker, text, annotations}]"),
-    Format(name="dialog", kind="examples", matches=lambda r: _is_dicts(r, "dialog", "speaker") or _is_dicts(r, "dialog", "role"),
-           convert=_dialog, about="dialog[{speaker or role, text or content}]"),
-    Format(name="dialog-eos", kind="examples", convert=_dialog_eos, about="turns joined with ' EOS ', one growing dialog a line",
-           matches=lambda r: set(r) == {"text"} and isinstance(r["text"], str) and bool(_EOS_TURN.match(r["text"]))),
-    Format(name="alpaca", kind="examples", convert=_alpaca, about="instruction, input, output (or response), system, history",
-           matches=lambda r: "instruction" in r and any(isinstance(r.get(k), str) for k in ("output", "response", "completion", "answer"))),
-    Format(name="prompt-completion", kind="examples", convert=_prompt_completion, about="prompt and completion, text or messages",
-           matches=lambda r: "prompt" in r and any(k in r for k in ("completion", "response", "answer"))),
-    Format(name="question-answer", kind="examples", convert=_question_answer, about="question and answer",
-           matches=lambda r: any(isinstance(r.get(k), str) for k in ("question", "Question", "query"))
-           and any(isinstance(r.get(k), str) for k in ("answer", "Answer", "response"))),
+    Format(
+        name="self-instruct",
+        kind="examples",
+        matches=lambda r: "instances" in r and "instruction" in r,
+        convert=_seeds,
+        about="instruction with instances[{input, output}]",
+    ),
+    Format(
+        name="sharegpt",
+        kind="examples",
+        matches=lambda r: is_dicts(r, "conversations", "from"),
+        convert=_sharegpt,
+        about="conversations[{from, value}], function_call and observation turns, tools as a JSON string",
+    ),
+    Format(
+        name="native-examples",
+        kind="examples",
+        convert=_native,
+        about="rows of our own snapshots",
+        matches=lambda r: (
+            is_dicts(r, "messages", "text")
+            and "role" in r["messages"][0]
+            and "content" not in r["messages"][0]
+            and any(isinstance(m, dict) and m.get("role") == "assistant" for m in r["messages"])
+        ),
+    ),
+    Format(
+        name="openai",
+        kind="examples",
+        matches=lambda r: is_messages(first(r, "messages", "conversation")),
+        convert=_openai,
+        about="messages[{role, content}]: text or parts, tool_calls, tools, loss weights",
+    ),
+    Format(
+        name="alpaca",
+        kind="examples",
+        convert=_alpaca,
+        about="instruction, input, output (or response), system, history",
+        matches=lambda r: (
+            "instruction" in r
+            and any(isinstance(r.get(k), str) for k in ("output", "response", "completion", "answer"))
+        ),
+    ),
+    Format(
+        name="prompt-completion",
+        kind="examples",
+        convert=_prompt_completion,
+        about="prompt and completion, text or messages",
+        matches=lambda r: "prompt" in r and any(k in r for k in ("completion", "response", "answer")),
+    ),
+    Format(
+        name="question-answer",
+        kind="examples",
+        convert=_question_answer,
+        about="question and answer",
+        matches=lambda r: (
+            any(isinstance(r.get(k), str) for k in ("question", "Question", "query"))
+            and any(isinstance(r.get(k), str) for k in ("answer", "Answer", "response"))
+        ),
+    ),
 )

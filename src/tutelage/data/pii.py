@@ -91,7 +91,9 @@ def _rule(kind: str, pattern: str, holds: Callable[[str], bool] = _always, *lang
 
 # Earlier rules win where two begin at the same character.
 RULES = (
-    _rule("EMAIL", r"(?<![._%+-])[A-Za-z0-9_][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}"),
+    # Digits may stand right behind an address: leaving it in because of them would be the worse mistake.
+    Rule("EMAIL", re.compile(r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9_][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}"
+                             r"[A-Za-z]{2,24}(?![A-Za-z])"), _always),
     _rule("ID_CARD", r"[1-9][0-9]{5} ?(?:18|19|20)[0-9]{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12][0-9]|3[01]) ?[0-9]{3}[0-9Xx]",
           identity_card_holds),
     # One rule a grouping: a greedy "digits and spaces" would swallow the number behind a card and fail its checksum.

@@ -12,8 +12,9 @@ from tutelage.core.errors import UserError
 from tutelage.core.files import sha256_file
 from tutelage.core.protocols import Progress, silent
 from tutelage.data import formats
+from tutelage.data.raw import Broken, Row, excerpt
 from tutelage.data.records import KINDS, Context, Format, Found, Kept, RowError
-from tutelage.data.sources import SUFFIXES, Broken, Row, excerpt, read_rows
+from tutelage.data.sources import SUFFIXES, read_rows
 
 PEEK = 200  # rows that vote on the format of a file
 MANY_REASONS = 100  # distinct reasons that are counted by name
@@ -48,12 +49,20 @@ class FileFacts:
 class Reading:
     """The records and quarantined rows of one or more sources: iterate once, then look at the counts.
 
-    UserError for a source that is broken as a whole, has no known format, gives not a single record, or differs in kind from the
-    sources before it.
+    UserError for a source that is broken as a whole, has no known format, gives not a single record, or differs
+    in kind from the sources before it.
     """
 
-    def __init__(self, sources: Sequence[str | Path], *, format: str | None = None, field_map: dict[str, str] | None = None,
-                 license: str = "", as_kind: str | None = None, progress: Progress = silent):
+    def __init__(
+        self,
+        sources: Sequence[str | Path],
+        *,
+        format: str | None = None,
+        field_map: dict[str, str] | None = None,
+        license: str = "",
+        as_kind: str | None = None,
+        progress: Progress = silent,
+    ):
         if as_kind is not None and as_kind not in KINDS:
             raise UserError(f"unknown kind {as_kind!r}; known: {', '.join(KINDS)}")
         self.sources = [each for source in sources for each in _expanded(source)]
@@ -88,7 +97,12 @@ class Reading:
         head = list(islice(rows, PEEK))
         fmt = self._format_of(head, source)
         on_hub = str(source).startswith("hf:")
-        facts = FileFacts(name, fmt.name if fmt else "", None if on_hub else sha256_file(source), None if on_hub else Path(source).stat().st_size)
+        facts = FileFacts(
+            name,
+            fmt.name if fmt else "",
+            None if on_hub else sha256_file(source),
+            None if on_hub else Path(source).stat().st_size,
+        )
         self.files.append(facts)
         ctx = Context(source=stem(name), license=self.license)
         first_fault: Quarantined | None = None
@@ -109,8 +123,10 @@ class Reading:
         if facts.kept == 0:
             if facts.rows == 0:
                 raise UserError(f"{source}: there is no record in the file")
-            raise UserError(f"{source}: none of its {facts.rows} record(s) could be read; the first fault is on line {first_fault.line}: "
-                            f"{first_fault.reason}. Name the format (format=...) or map the fields (field_map=...) if the file is sound")
+            raise UserError(
+                f"{source}: none of its {facts.rows} record(s) could be read; the first fault is on line {first_fault.line}: "
+                f"{first_fault.reason}. Name the format (format=...) or map the fields (field_map=...) if the file is sound"
+            )
 
     def _records(self, item: Row | Broken, fmt: Format, ctx: Context) -> Found:
         if isinstance(item, Broken):
@@ -133,17 +149,28 @@ class Reading:
         fmt = self.forced or formats.majority(rows)
         if fmt is None and rows:
             fields = sorted(rows[0]) if isinstance(rows[0], dict) else [type(rows[0]).__name__]
-            raise UserError(f"{source}: no known format has the fields {', '.join(map(str, fields[:20]))} (line {head[0].line}). Name the format "
-                            f"(one of {', '.join(formats.BY_NAME)}) or map the fields, for instance field_map={{'instruction': {str(fields[0])!r}}}")
+            raise UserError(
+                f"{source}: no known format has the fields {', '.join(map(str, fields[:20]))} (line {head[0].line}). "
+                f"Map the fields, for instance field_map={{'instruction': {str(fields[0])!r}}}, or name the format, "
+                f"one of {', '.join(formats.BY_NAME)}"
+            )
         if fmt is None:
             first = head[0] if head else None
-            raise UserError(f"{source}: " + (f"the first {len(head)} lines are all broken; line {first.line}: {first.reason}" if first
-                                             else "there is no record in the file"))
+            raise UserError(
+                f"{source}: "
+                + (
+                    f"the first {len(head)} lines are all broken; line {first.line}: {first.reason}"
+                    if first
+                    else "there is no record in the file"
+                )
+            )
         if not self.kind:
             self.kind = fmt.kind
         elif not self.as_kind and fmt.kind != self.kind:
-            raise UserError(f"{source}: holds {fmt.kind} ({fmt.name}), the sources before it {self.kind}; import them apart, or ask for one "
-                            "kind (as_kind='examples')")
+            raise UserError(
+                f"{source}: holds {fmt.kind} ({fmt.name}), the sources before it {self.kind}; import them apart, or ask "
+                "for one kind (as_kind='examples')"
+            )
         return fmt
 
 
@@ -154,7 +181,11 @@ def _raw(item: Row | Broken) -> str:
 def _expanded(source: str | Path) -> list[str | Path]:
     if str(source).startswith("hf:") or not Path(source).is_dir():
         return [source]
-    found = sorted(path for path in Path(source).iterdir() if path.is_file() and path.name.lower().removesuffix(".gz").endswith(SUFFIXES))
+    found = sorted(
+        path
+        for path in Path(source).iterdir()
+        if path.is_file() and path.name.lower().removesuffix(".gz").endswith(SUFFIXES)
+    )
     if not found:
         raise UserError(f"{source}: the folder holds no data file ({', '.join(SUFFIXES)}, each also with .gz)")
     return list(found)

@@ -20,12 +20,32 @@ KINDS: dict[str, type] = {"examples": Example, "preferences": Preference, "label
 Kept = Example | Preference | Label | Prompt
 
 ROLES = {  # the names that data sets give to the four roles
-    "system": "system", "developer": "system",
-    "user": "user", "human": "user", "prompter": "user", "client": "user", "seeker": "user", "speaker": "user",
-    "customer": "user", "usr": "user",
-    "assistant": "assistant", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant",
-    "counselor": "assistant", "supporter": "assistant", "listener": "assistant", "agent": "assistant", "bing": "assistant",
-    "tool": "tool", "function": "tool", "observation": "tool", "api": "tool", "function_response": "tool", "ipython": "tool",
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "client": "user",
+    "seeker": "user",
+    "speaker": "user",
+    "customer": "user",
+    "usr": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "counselor": "assistant",
+    "supporter": "assistant",
+    "listener": "assistant",
+    "agent": "assistant",
+    "bing": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "api": "tool",
+    "function_response": "tool",
+    "ipython": "tool",
 }
 
 
@@ -62,11 +82,14 @@ class Format:
     kind: str  # a key of KINDS
     matches: Callable[[dict], bool]
     convert: Callable[[dict, Context], Sequence[Kept | RowError]]
-    as_examples: Callable[[dict, Context], Sequence[Example | RowError]] | None = None  # where it says more than `as_kind` would
+    as_examples: Callable[[dict, Context], Sequence[Example | RowError]] | None = (
+        None  # where it says more than `as_kind` would
+    )
     about: str = ""
 
 
 # Fields
+
 
 def need_text(row: dict, *names: str) -> str:
     """The first of the fields that is there, a string that is not blank.  RowError otherwise."""
@@ -83,6 +106,16 @@ def checked_text(value: Any, name: str) -> str:
     if not value.strip():
         raise RowError(f"empty field: '{name}' has no text")
     return value
+
+
+def column(row: dict, names: tuple[str, ...]) -> str | None:
+    """The row's own spelling of the first of these columns, whatever its case."""
+    lower = {str(name).lower(): name for name in row}
+    return next((lower[name] for name in names if name in lower), None)
+
+
+def has_text(row: dict, *names: str) -> bool:
+    return all(isinstance(row.get(name), str) for name in names)
 
 
 def first(row: dict, *names: str) -> Any:
@@ -136,11 +169,15 @@ def role_of(name: Any) -> str:
 def tags_of(row: dict, *names: str, **fixed: str | None) -> tuple[str, ...]:
     """`name:value` for the named scalar fields that are there, and for the fixed ones."""
     found = [(name, row.get(name)) for name in names] + list(fixed.items())
-    return tuple(f"{name.strip('_').lower().replace(' ', '_')}:{value}" for name, value in found
-                 if isinstance(value, (str, int, float)) and str(value).strip() and len(str(value)) <= 200)
+    return tuple(
+        f"{name.strip('_').lower().replace(' ', '_')}:{value}"
+        for name, value in found
+        if isinstance(value, (str, int, float)) and str(value).strip() and len(str(value)) <= 200
+    )
 
 
 # Records
+
 
 def family(text: str) -> str:
     """Group id of a question: the same text up to case, white space and unicode form gives the same group.
@@ -164,12 +201,22 @@ def user(text: str) -> tuple[Message, ...]:
 def check_turns(messages: Sequence[Message]) -> None:
     for number, message in enumerate(messages, start=1):
         if not message.text.strip() and not message.tool_calls and message.role != "system":
-            raise RowError(f"empty answer: message {number}" if message.role == "assistant"
-                           else f"empty message: message {number} ({message.role})")
+            raise RowError(
+                f"empty answer: message {number}"
+                if message.role == "assistant"
+                else f"empty message: message {number} ({message.role})"
+            )
 
 
-def example(messages: Iterable[Message], ctx: Context, *, group: str = "", author: str = "", tools: Sequence[dict] = (),
-            tags: Sequence[str] = ()) -> Example:
+def example(
+    messages: Iterable[Message],
+    ctx: Context,
+    *,
+    group: str = "",
+    author: str = "",
+    tools: Sequence[dict] = (),
+    tags: Sequence[str] = (),
+) -> Example:
     """A conversation, cut after its last answer: nothing can be learned from turns that nobody answered."""
     messages = tuple(m for m in messages if m.role != "system" or m.text.strip())
     check_turns(messages)
@@ -177,21 +224,45 @@ def example(messages: Iterable[Message], ctx: Context, *, group: str = "", autho
         messages = messages[:-1]
     if not messages:
         raise RowError("no answer: no assistant turn in the conversation")
-    return _made(Example, messages=messages, group=group or group_of(messages), author=author, tools=tuple(tools),
-                 tags=tuple(tags), source=ctx.source, license=ctx.license)
+    return _made(
+        Example,
+        messages=messages,
+        group=group or group_of(messages),
+        author=author,
+        tools=tuple(tools),
+        tags=tuple(tags),
+        source=ctx.source,
+        license=ctx.license,
+    )
 
 
-def prompt(messages: Iterable[Message], ctx: Context, *, group: str = "", tools: Sequence[dict] = (),
-           references: Iterable[str] = (), label: str | None = None, tags: Sequence[str] = ()) -> Prompt:
+def prompt(
+    messages: Iterable[Message],
+    ctx: Context,
+    *,
+    group: str = "",
+    tools: Sequence[dict] = (),
+    references: Iterable[str] = (),
+    label: str | None = None,
+    tags: Sequence[str] = (),
+) -> Prompt:
     messages = tuple(m for m in messages if m.role != "system" or m.text.strip())
     check_turns(messages)
     if not messages:
         raise RowError("empty prompt: no message before the answer")
     if messages[-1].role == "assistant":
         raise RowError("wrong turn: the prompt ends with an answer, wanted a turn to answer")
-    return _made(Prompt, messages=messages, group=group or group_of(messages), tools=tuple(tools),
-                 references=tuple(dict.fromkeys(r for r in references if r.strip())), label=label, tags=tuple(tags),
-                 source=ctx.source, license=ctx.license)
+    return _made(
+        Prompt,
+        messages=messages,
+        group=group or group_of(messages),
+        tools=tuple(tools),
+        references=tuple(dict.fromkeys(r for r in references if r.strip())),
+        label=label,
+        tags=tuple(tags),
+        source=ctx.source,
+        license=ctx.license,
+    )
 
 
 def response(asked: Prompt, text: Any, *, name: str = "response", policy: str = "", index: int = 0) -> Response:
@@ -218,6 +289,7 @@ def _made(noun: type, **values: Any) -> Any:
 
 # Votes.  A row with several annotators is one Preference; who voted how stands in its `judgements`.
 
+
 def fold_votes(asked: Prompt, a: Response, b: Response, votes: Sequence[tuple[str, float]], **more: Any) -> Preference:
     """One preference from votes on a and b: (judge, +strength where a is better, -strength for b, 0 for a tie).
 
@@ -229,11 +301,20 @@ def fold_votes(asked: Prompt, a: Response, b: Response, votes: Sequence[tuple[st
     share = sum(1.0 if value > 0 else 0.5 if value == 0 else 0.0 for _, value in votes) / len(votes)
     flipped = share < 0.5
     sign = -1 if flipped else 1
-    marks = tuple(f"{judge}/{'chosen' if sign * value > 0 else 'rejected' if value else 'tie'}/{abs(value):g}"
-                  for judge, value in votes)
+    marks = tuple(
+        f"{judge}/{'chosen' if sign * value > 0 else 'rejected' if value else 'tie'}/{abs(value):g}"
+        for judge, value in votes
+    )
     margin = sign * sum(value for _, value in votes) / len(votes)
-    return preference(asked, b if flipped else a, a if flipped else b, soft_label=1 - share if flipped else share,
-                      strength=max(margin, 0.0), judgements=marks, **more)
+    return preference(
+        asked,
+        b if flipped else a,
+        a if flipped else b,
+        soft_label=1 - share if flipped else share,
+        strength=max(margin, 0.0),
+        judgements=marks,
+        **more,
+    )
 
 
 def votes(pair: Preference) -> list[Judgement]:
@@ -252,6 +333,7 @@ def votes(pair: Preference) -> list[Judgement]:
 
 # Kinds
 
+
 def kind_of(record: Kept) -> str:
     return next(kind for kind, noun in KINDS.items() if isinstance(record, noun))
 
@@ -269,9 +351,13 @@ def as_kind(record: Kept, kind: str) -> list[Kept]:
     if kind == "prompts":
         return [_to_prompt(record)]
     if kind == "labels" and isinstance(record, Preference) and record.soft_label != 0.5:
-        return [Label(prompt=record.prompt, response=answer, desirable=good, unsafe=unsafe, judgements=record.judgements)
-                for answer, good, unsafe in ((record.chosen, True, record.chosen_unsafe),
-                                             (record.rejected, False, record.rejected_unsafe))]
+        return [
+            Label(prompt=record.prompt, response=answer, desirable=good, unsafe=unsafe, judgements=record.judgements)
+            for answer, good, unsafe in (
+                (record.chosen, True, record.chosen_unsafe),
+                (record.rejected, False, record.rejected_unsafe),
+            )
+        ]
     raise RowError(f"not convertible: {kind_of(record)} into {kind}")
 
 
@@ -288,18 +374,37 @@ def _to_example(record: Kept, ctx: Context) -> Example:
         asked, answer, author = record, record.references[0] if record.references else record.label or "", ""
         if not answer:
             raise RowError("no answer: the prompt has no reference")
-    return example((*asked.messages, Message(role="assistant", text=answer)), ctx, group=asked.group, author=author,
-                   tools=asked.tools, tags=asked.tags)
+    return example(
+        (*asked.messages, Message(role="assistant", text=answer)),
+        ctx,
+        group=asked.group,
+        author=author,
+        tools=asked.tools,
+        tags=asked.tags,
+    )
 
 
 def _to_prompt(record: Kept) -> Prompt:
     if isinstance(record, Preference):
-        return dataclasses.replace(record.prompt, references=(record.chosen.text,)) if record.soft_label > 0.5 else record.prompt
+        return (
+            dataclasses.replace(record.prompt, references=(record.chosen.text,))
+            if record.soft_label > 0.5
+            else record.prompt
+        )
     if isinstance(record, Label):
         return dataclasses.replace(record.prompt, label=record.label or record.prompt.label)
     *before, last = record.messages
     if not before or last.tool_calls:
-        raise RowError("no question: nothing stands before the answer" if not before else "not convertible: ends with a tool call")
+        raise RowError(
+            "no question: nothing stands before the answer" if not before else "not convertible: ends with a tool call"
+        )
     final = re.search(r"####\s*(\S.*)\s*$", last.text)  # gsm8k writes its final answer so
-    return prompt(before, Context(source=record.source, license=record.license), group=record.group, tools=record.tools,
-                  references=(last.text,), label=final[1].strip() if final else None, tags=record.tags)
+    return prompt(
+        before,
+        Context(source=record.source, license=record.license),
+        group=record.group,
+        tools=record.tools,
+        references=(last.text,),
+        label=final[1].strip() if final else None,
+        tags=record.tags,
+    )

@@ -124,10 +124,12 @@ def _response(response: Response, change: Callable[[str], str], *, prompt_id: st
     text = change(response.text)
     if text == response.text and prompt_id == response.prompt_id:
         return response
+    computed = replace(response, id="").id == response.id  # an id that was given stays, one that was computed follows
+    changed = replace(response, text=text, prompt_id=prompt_id, id="" if computed else response.id)
     if text == response.text:
-        return replace(response, prompt_id=prompt_id)
+        return changed
     # The sampled ids and their log-probs spell the old text: keeping them would train on words that nobody sees.
-    return replace(response, text=text, prompt_id=prompt_id, token_ids=None, logps=None)
+    return replace(changed, token_ids=None, logps=None)
 
 
 def _messages(messages: tuple[Message, ...], change: Callable[[str], str]) -> tuple[Message, ...]:

@@ -52,8 +52,10 @@ class Snapshot:
             try:
                 yield noun.from_dict(row)
             except (ValueError, TypeError, AttributeError) as error:
-                raise DamagedError(f"{self.path / split}.jsonl, record {number}: {error}; the snapshot was changed, "
-                                   "import the source again") from error
+                raise DamagedError(
+                    f"{self.path / split}.jsonl, record {number}: {error}; the snapshot was changed, "
+                    "import the source again"
+                ) from error
 
     def quarantine(self) -> Iterator[dict[str, Any]]:
         """{"file", "line", "reason", "raw"} of every record that was not taken."""
@@ -66,10 +68,14 @@ class Snapshot:
             if not path.exists():
                 raise DamagedError(f"{path}: is missing from the snapshot; import the source again")
             if sha256_file(path) != facts["sha256"]:
-                raise DamagedError(f"{path}: does not match the checksum in its manifest; it was changed after the import "
-                                   "(snapshots are never edited: import again to get a new one)")
+                raise DamagedError(
+                    f"{path}: does not match the checksum in its manifest; it was changed after the import "
+                    "(snapshots are never edited: import again to get a new one)"
+                )
         if content_digest(self.kind, self.manifest["files"]) != self.digest:
-            raise DamagedError(f"{self.path / 'manifest.json'}: its digest does not match its files; import the source again")
+            raise DamagedError(
+                f"{self.path / 'manifest.json'}: its digest does not match its files; import the source again"
+            )
 
 
 def content_digest(kind: str, files: dict[str, dict[str, Any]]) -> str:
@@ -82,8 +88,10 @@ def open_snapshot(path_or_name: str | Path, workspace: Path | str | None = None)
     found = _find(path_or_name, workspace)
     if found is None:
         known = sorted(each.name for each in (Path(workspace) / "data").glob("*@*")) if workspace else []
-        raise UserError(f"no snapshot {str(path_or_name)!r}{f' in {workspace}' if workspace else ''}"
-                        f"{nearest(str(path_or_name), known) if known else '; import a file first: tutelage data import FILE'}")
+        raise UserError(
+            f"no snapshot {str(path_or_name)!r}{f' in {workspace}' if workspace else ''}"
+            f"{nearest(str(path_or_name), known) if known else '; import a file first: tutelage data import FILE'}"
+        )
     return _opened(found)
 
 
@@ -91,7 +99,9 @@ def _opened(folder: Path) -> Snapshot:
     manifest = read_json(folder / "manifest.json")
     missing = [key for key in ("kind", "digest", "counts", "files") if key not in manifest]
     if missing or manifest["kind"] not in KINDS:
-        raise DamagedError(f"{folder / 'manifest.json'}: not a snapshot's manifest (missing or unknown: {', '.join(missing) or 'kind'})")
+        raise DamagedError(
+            f"{folder / 'manifest.json'}: not a snapshot's manifest (missing or unknown: {', '.join(missing) or 'kind'})"
+        )
     return Snapshot(folder, manifest)
 
 
@@ -104,7 +114,11 @@ def _find(path_or_name: str | Path, workspace: Path | str | None) -> Path | None
     data = Path(workspace) / "data"
     if (data / path / "manifest.json").exists():
         return data / path
-    same = [each for each in data.glob("*@*") if each.name.rpartition("@")[0] == str(path_or_name) and (each / "manifest.json").exists()]
+    same = [
+        each
+        for each in data.glob("*@*")
+        if each.name.rpartition("@")[0] == str(path_or_name) and (each / "manifest.json").exists()
+    ]
     return max(same, key=lambda each: (str(read_json(each / "manifest.json").get("created")), each.name), default=None)
 
 
@@ -121,8 +135,15 @@ def _tell_nobody(line: str) -> None:
     pass
 
 
-def load_rows(name: str | Path, workspace: Path | str | None = None, *, kind: str | None = None, seed: int = 0,
-              shares: dict[str, float] | None = None, tell: Callable[[str], None] = _tell_nobody) -> Rows:
+def load_rows(
+    name: str | Path,
+    workspace: Path | str | None = None,
+    *,
+    kind: str | None = None,
+    seed: int = 0,
+    shares: dict[str, float] | None = None,
+    tell: Callable[[str], None] = _tell_nobody,
+) -> Rows:
     """The rows behind a recipe's data name, in memory, by split.
 
     Names: `starter:instructions|preferences|evaluation`; a snapshot (folder, `name@digest` or `name`, looked up in the
@@ -131,7 +152,9 @@ def load_rows(name: str | Path, workspace: Path | str | None = None, *, kind: st
     """
     text = str(name)
     if text.startswith("feedback:"):
-        raise UserError(f"{text}: feedback projects cannot be read yet; give a snapshot, a file, hf:NAME or starter:NAME")
+        raise UserError(
+            f"{text}: feedback projects cannot be read yet; give a snapshot, a file, hf:NAME or starter:NAME"
+        )
     if text.startswith("starter:"):
         found, records = starter.load(text.removeprefix("starter:"))
         if found == "prompts":
@@ -146,13 +169,17 @@ def load_rows(name: str | Path, workspace: Path | str | None = None, *, kind: st
             return _in_kind(Rows(snapshot.kind, {split: list(snapshot.rows(split)) for split in SPLITS}), kind, tell)
         if not Path(text).exists():
             known = sorted(each.name for each in (Path(workspace) / "data").glob("*@*")) if workspace else []
-            raise UserError(f"data {text!r}: neither a file, nor a folder, nor a snapshot{nearest(text, known) if known else ''}; "
-                            f"a recipe names a snapshot, a file, hf:NAME or starter:{'|'.join(starter.NAMES)}")
+            raise UserError(
+                f"data {text!r}: neither a file, nor a folder, nor a snapshot{nearest(text, known) if known else ''}; "
+                f"a recipe names a snapshot, a file, hf:NAME or starter:{'|'.join(starter.NAMES)}"
+            )
     reading = Reading([text], as_kind=kind)
     records = [item for item in reading if not isinstance(item, Quarantined)]
     if reading.quarantined:
-        tell(f"{text}: {reading.kept} records kept, {reading.quarantined} quarantined "
-             f"({reasons_line(reading.reasons)}); `tutelage data import {text}` writes them to a file")
+        tell(
+            f"{text}: {reading.kept} records kept, {reading.quarantined} quarantined "
+            f"({reasons_line(reading.reasons)}); `tutelage data import {text}` writes them to a file"
+        )
     return Rows(reading.kind, _split(records, seed=seed, shares=shares or SHARES))
 
 
@@ -179,5 +206,7 @@ def _in_kind(rows: Rows, kind: str | None, tell: Callable[[str], None]) -> Rows:
     if failed and not any(splits.values()):
         raise UserError(f"no {rows.kind} could be read as {kind}: {failed[0]}")
     if failed:
-        tell(f"{len(failed)} of the {rows.kind} could not be read as {kind} and were left out, the first because: {failed[0]}")
+        tell(
+            f"{len(failed)} of the {rows.kind} could not be read as {kind} and were left out, the first because: {failed[0]}"
+        )
     return Rows(kind, splits)

@@ -13,7 +13,9 @@ def check_shares(shares: dict[str, float]) -> None:
     if unknown:
         raise UserError(f"unknown split(s) {', '.join(sorted(unknown))}; known: {', '.join(SHARES)}")
     if any(share < 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-9:
-        raise UserError(f"the shares of the splits must be >= 0 and sum to 1; got {shares} (sum {sum(shares.values()):g})")
+        raise UserError(
+            f"the shares of the splits must be >= 0 and sum to 1; got {shares} (sum {sum(shares.values()):g})"
+        )
 
 
 def split_of(group: str, *, seed: int, shares: dict[str, float]) -> str:

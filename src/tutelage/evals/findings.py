@@ -26,8 +26,8 @@ def row_name(row: Row, lang: str, base: str) -> str:
         return words(lang)(row.variant, **({"base": model_name(base, lang)} if row.variant == "win_row_base" else {}))
     if not row.task:
         return metric_name(row.metric, lang)
-    joint = "：" if lang == "zh" else ": "
-    return metric_name(row.metric, lang) if row.task == "all" else f"{task_name(row.task, lang)}{joint}{metric_name(row.metric, lang)}"
+    metric, joint = metric_name(row.metric, lang), "：" if lang == "zh" else ": "
+    return metric if row.task == "all" else f"{task_name(row.task, lang)}{joint}{metric}"
 
 
 def _rate(interval: Interval, unit: str = "share") -> dict[str, str]:
@@ -35,7 +35,7 @@ def _rate(interval: Interval, unit: str = "share") -> dict[str, str]:
 
 
 def not_improved(report: ReportInput, *, lang: str = "en") -> list[str]:
-    """The caller's own lines, then: win rates that do not exclude 50 %, figures that got worse, figures without clear change."""
+    """The caller's own lines, then win rates that do not exclude 50 %, and figures that got worse or did not clearly change."""
     t = words(lang)
     out = list(report.not_improved)
     for b, a in zip(report.models, report.models[1:], strict=False):
@@ -60,7 +60,7 @@ def not_improved(report: ReportInput, *, lang: str = "en") -> list[str]:
                  "interval": bracket(after.interval, row.unit), "base": base, "model": last}
         if after.verdict == "worse":
             out.append(t("got_worse", **facts))
-        elif after.verdict == "unclear" and (after.value < before.value) == (row.direction == "up") and after.value != before.value:
+        elif after.verdict == "unclear" and (after.value - before.value) * (1 if row.direction == "up" else -1) < 0:
             out.append(t("slipped", **facts))
         elif after.verdict == "unclear":
             unclear.append(f"{name} ({facts['before']} → {facts['after']})")

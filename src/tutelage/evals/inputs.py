@@ -146,7 +146,7 @@ def _row(metric: str, task: str, unit: str, direction: str, found: Sequence[tupl
 
 def show(value: float, unit: str) -> str:
     """A figure for the eye: shares in per cent, the rest as they are, one decimal."""
-    return f"{100 * value:.1f} %" if unit == "share" else f"{value:.1f}"
+    return f"{100 * value:.1f}%" if unit == "share" else f"{value:.1f}"
 
 
 def bracket(interval: Interval | None, unit: str) -> str:
@@ -168,7 +168,7 @@ CURVES = {
 
 
 def curve(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[tuple[float, float]]:
-    """(step, value) of the first of `names` that the rows know; rows without it, or without a finite number, are passed over."""
+    """(step, value) of the first of `names` that the rows know; rows without it, or with no finite number, are passed over."""
     for name in names:
         points = [(float(row["step"]), float(row[name])) for row in rows
                   if "step" in row and isinstance(row.get(name), (int, float)) and math.isfinite(row[name])]

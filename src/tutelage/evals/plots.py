@@ -30,7 +30,7 @@ class Mark:
     value: float
     low: float | None
     high: float | None
-    style: str  # m0, m1, ...: colour and shape of a model
+    style: str  # m0, m1, ...: colour and shape of a model; on bars any class that sets a colour
     title: str  # shown on hover and read aloud
 
 
@@ -105,10 +105,11 @@ def reliability_plot(rows: Sequence[tuple[float, float, float, float, int]], *, 
     x_ticks = [t for t in ticks(low, 1.0) if low <= t <= 1]
     most = max((n for *_, n in rows), default=1)
     parts = [place.grid(x_ticks, [0, 0.25, 0.5, 0.75, 1.0], x_label=x_label, y_label=y_label, share=True),
-             f'<line class="half" x1="{place.x(low):.1f}" y1="{place.y(low):.1f}" x2="{place.x(1):.1f}" y2="{place.y(1):.1f}"/>']
+             f'<polyline class="half" points="{place.points([(low, low), (1, 1)])}"/>']
     for probability, outcome, bottom, top, n in rows:
         x = place.x(probability)
-        parts.append(f'<line class="whisker c0" x1="{x:.1f}" x2="{x:.1f}" y1="{place.y(bottom):.1f}" y2="{place.y(top):.1f}"/>')
+        whisker = place.points([(probability, bottom), (probability, top)])
+        parts.append(f'<polyline class="whisker c0" points="{whisker}"/>')
         parts.append(f'<circle class="dot c0" cx="{x:.1f}" cy="{place.y(outcome):.1f}" r="{3 + 5 * math.sqrt(n / most):.1f}">'
                      f"<title>{probability:.2f} → {outcome:.2f} (n = {n})</title></circle>")
     return _svg(parts, title)
@@ -128,11 +129,13 @@ def track(marks: Sequence[Mark], *, high: float, half: float | None = None, bar:
             left, right = per(mark.low), per(mark.high)
             parts.append(f'<line class="whisker" x1="{left}" x2="{right}" y1="{y:g}" y2="{y:g}"/>')
             parts += [f'<line class="whisker" x1="{x}" x2="{x}" y1="{y - 3.5:g}" y2="{y + 3.5:g}"/>' for x in (left, right)]
-        parts.append(f'<svg x="{per(mark.value)}" y="{y:g}" overflow="visible">{shape(mark.style)}</svg></g>')
+        sign = '<circle class="sign" r="4"/>' if bar else shape(mark.style)
+        parts.append(f'<svg x="{per(mark.value)}" y="{y:g}" overflow="visible">{sign}</svg></g>')
     if half is not None:
         parts.append(f'<line class="half" x1="{per(half)}" x2="{per(half)}" y1="0" y2="100%"/>')
     label = escape("; ".join(mark.title for mark in marks), quote=True)
-    return f'<svg class="track" role="img" aria-label="{label}" width="100%" height="{row * len(marks) + 6}">{"".join(parts)}</svg>'
+    height = row * len(marks) + 6
+    return f'<svg class="track" role="img" aria-label="{label}" width="100%" height="{height}">{"".join(parts)}</svg>'
 
 
 def axis(values: Sequence[float], *, high: float, suffix: str = "") -> str:
@@ -172,7 +175,8 @@ class _Frame:
     def points(self, points: Sequence[tuple[float, float]]) -> str:
         return " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points)
 
-    def grid(self, x_ticks: Sequence[float], y_ticks: Sequence[float], *, x_label: str, y_label: str, share: bool = False) -> str:
+    def grid(self, x_ticks: Sequence[float], y_ticks: Sequence[float], *,
+             x_label: str, y_label: str, share: bool = False) -> str:
         show = (lambda v: f"{number(round(100 * v, 6))}%") if share else number
         parts = [f'<text class="label" x="4" y="13">{escape(y_label)}</text>',
                  f'<text class="label" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_label)}</text>']
@@ -188,7 +192,7 @@ class _Frame:
 def _legend(lines: Sequence[Line]) -> str:
     parts, x = [], WIDTH - RIGHT
     for line in reversed(lines):
-        width = sum(13 if ord(c) > 0x2E80 else 6.6 for c in line.name)
+        width = sum(13.5 if ord(c) > 0x2E80 else 7.2 for c in line.name)
         parts.append(f'<text class="label" x="{x:.0f}" y="13" text-anchor="end">{escape(line.name)}</text>'
                      f'<line class="line {line.style}" x1="{x - width - 20:.0f}" x2="{x - width - 5:.0f}" y1="9" y2="9"/>')
         x -= width + 32

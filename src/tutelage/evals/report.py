@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from rich.table import Table
 from rich.text import Text
 
@@ -32,17 +32,19 @@ def render(report: ReportInput, *, lang: str = "en") -> str:
     """The whole page.  lang: "en" or "zh"."""
     t = words(lang)
     template = Environment(
-        loader=PackageLoader("tutelage.evals"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        loader=PackageLoader("tutelage.evals"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
     ).get_template("report.html.j2")
     style = {model: f"m{k % STYLES}" for k, model in enumerate(report.models)}
     return template.render(
         r=report, t=t, lang=lang, style=style, sign=lambda m: Markup(plots.shape(style[m])),
-        model=lambda name: model_name(name, lang), task_name=lambda task: task_name(task, lang),
+        model=lambda name: model_name(name, lang), task_name=lambda task: task_name(task, lang), code=_code,
         metric_name=lambda metric: metric_name(metric, lang), metrics={k: v[lang] for k, v in METRICS.items()},
         headline=[(row, row_name(row, lang, report.models[0])) for row in headline(report)],
-        sentences=_sentences(report, lang), not_improved=not_improved(report, lang=lang), next_steps=next_steps(report, lang=lang),
+        sentences=_sentences(report, lang),
+        not_improved=not_improved(report, lang=lang), next_steps=next_steps(report, lang=lang),
         win_groups=_win_groups(report), win_track=lambda win: _win_track(win, lang), task_track=_task_track,
-        rate_axis=Markup(plots.axis([0, 25, 50, 75, 100], high=100, suffix=" %")),
+        rate_axis=Markup(plots.axis([0, 25, 50, 75, 100], high=100, suffix="%")),
         task_cards=_task_cards(report, style, lang), safety_rows=_safety_rows(report, style, lang), curves=_curves(report, t),
         calibration=_calibration(report, t), sides=_sides(report), prompt_counts=_prompt_counts(report),
         all_scores=_all_scores(report), show=show, bracket=bracket, arrows=ARROWS, signs=SIGNS, language_of=language_of,
@@ -68,6 +70,14 @@ def _terminal_cell(cell: Cell | None, row: Row, t: Callable[..., str]) -> Text:
         return Text(t("dash"))
     colour = {"better": "green", "worse": "red", "unclear": "", "": ""}[cell.verdict]
     return Text(f"{show(cell.value, row.unit)} {bracket(cell.interval, row.unit)} {SIGNS[cell.verdict]}".strip(), style=colour)
+
+
+def _code(line: str) -> Markup:
+    """A sentence, escaped, with `such words` as code."""
+    parts = line.split("`")
+    if len(parts) % 2 == 0:  # an odd backtick opens nothing
+        return escape(line)
+    return Markup("").join(Markup("<code>{}</code>").format(part) if k % 2 else escape(part) for k, part in enumerate(parts))
 
 
 def duration(seconds: float) -> str:
@@ -132,7 +142,7 @@ def _task_cards(report: ReportInput, style: Mapping[str, str], lang: str) -> lis
                        style=style[m], title=f"{model_name(m, lang)}: {show(s.value, unit)} {bracket(s.interval, unit)}")
             for m, s in by_model.items()], high=top))) for task, by_model in tasks.items()]
         cards.append({"metric": metric, "direction": direction, "unit": unit, "rows": rows,
-                      "axis": Markup(plots.axis(scale, high=scale[-1], suffix=" %" if unit == "share" else ""))})
+                      "axis": Markup(plots.axis(scale, high=scale[-1], suffix="%" if unit == "share" else ""))})
     return cards
 
 
@@ -143,7 +153,8 @@ def _safety_rows(report: ReportInput, style: Mapping[str, str], lang: str) -> li
         rates = [(m, rate) for m, rate in rates if rate is not None]
         if rates:
             marks = [plots.Mark(value=i.estimate, low=i.low, high=i.high, style=style[m],
-                                title=f"{model_name(m, lang)}: {show(i.estimate, 'share')} {bracket(i, 'share')}") for m, i in rates]
+                                title=f"{model_name(m, lang)}: {show(i.estimate, 'share')} {bracket(i, 'share')}")
+                     for m, i in rates]
             out.append((name, Markup(plots.track(marks, high=1.0)), rates))
     return out
 
@@ -173,8 +184,8 @@ def _calibration(report: ReportInput, t: Callable[..., str]) -> Markup | None:
 def _sides(report: ReportInput) -> list[tuple[str, list[dict[str, Any]]]]:
     """Prompts with every model's answer, by task; picked by id, which is a digest, so that nobody picked them."""
     answers = {m: {r.prompt_id: r for r in report.responses[m]} for m in report.models if m in report.responses}
-    better = {w.per_prompt and (w.a, v.prompt_id): (w.b, v.score) for w in reversed(report.win_rates)
-              if w.judge == report.judge and _follows(report, w) for v in w.per_prompt}
+    beats = {(w.a, v.prompt_id): w.b for w in report.win_rates if w.judge == report.judge and _follows(report, w)
+             for v in w.per_prompt if v.score == 1}
     tasks: dict[str, list[Prompt]] = {}
     for prompt in report.prompts:
         tasks.setdefault(prompt.tag("task") or "other", []).append(prompt)
@@ -184,7 +195,7 @@ def _sides(report: ReportInput) -> list[tuple[str, list[dict[str, Any]]]]:
         cards = [{"prompt": p, "answers": [
             {"model": m, "response": by_id[p.id],
              "refused": m in report.safety and p.id in report.safety[m].refused,
-             "beats": next((b for b, score in [better.get((m, p.id), ("", 0))] if score == 1), "")}
+             "beats": beats.get((m, p.id), "")}
             for m, by_id in answers.items() if p.id in by_id]} for p in picked]
         if cards and any(card["answers"] for card in cards):
             out.append((task, cards))
@@ -204,5 +215,7 @@ def _prompt_counts(report: ReportInput) -> list[tuple[str, int]]:
 
 def _all_scores(report: ReportInput) -> list[tuple[str, str, list[Any]]]:
     """(task, metric, score or None for each model) for the long table."""
-    by_model = [{(s.task, s.metric): s for s in report.task_scores[m]} if m in report.task_scores else {} for m in report.models]
-    return [(*key, [scores.get(key) for scores in by_model]) for key in dict.fromkeys(key for scores in by_model for key in scores)]
+    by_model = [{(s.task, s.metric): s for s in report.task_scores[m]} if m in report.task_scores else {}
+                for m in report.models]
+    keys = dict.fromkeys(key for scores in by_model for key in scores)
+    return [(*key, [scores.get(key) for scores in by_model]) for key in keys]

@@ -1,9 +1,11 @@
 """The report's words in English and Chinese: one key, two texts, the same placeholders (a test compares them)."""
 # ruff: noqa: E501 - a catalogue is a table of texts
 
+import re
 from collections.abc import Callable
 
 from tutelage.core.errors import UserError, nearest
+from tutelage.judges.rules import CJK
 
 EN = {
     "html_lang": "en",
@@ -24,8 +26,8 @@ EN = {
     "simulated": "Simulated, not human",
     "created": "Made {when}",
     "prompts_held_out": "{n} held-out prompts",
-    "interval_note": "Brackets hold 95 % intervals. ↑ more is better, ↓ less is better, ↕ neither. A mark beside a figure "
-                     "compares it with {base}, or a win rate with 50 %: ▲ better, ▼ worse, and ● where the intervals leave it open.",
+    "interval_note": "Brackets hold 95% intervals. ↑ more is better, ↓ less is better, ↕ neither. A mark beside a figure "
+                     "compares it with {base}, or a win rate with 50%: ▲ better, ▼ worse, and ● where the intervals leave it open.",
     "figure": "Figure",
     "better": "better",
     "worse": "worse",
@@ -39,10 +41,10 @@ EN = {
     "win_row_matched": "Win rate where answers are about as long",
     "sentence_clear_up": "{a} is preferred to {b} on {rate} of prompts {interval}.",
     "sentence_clear_down": "{b} is preferred to {a}: {a} wins only {rate} of prompts {interval}.",
-    "sentence_unclear": "{a} against {b}: {rate} {interval}; the interval contains 50 %, so no preference is shown.",
+    "sentence_unclear": "{a} against {b}: {rate} {interval}; the interval contains 50%, so no preference is shown.",
     # win rates
     "wins_lead": "Share of held-out prompts on which the judge scores the first model higher; a tie counts half. "
-                 "The dashed line is 50 %: no preference. The whisker is the 95 % interval, clustered by prompt group.",
+                 "The dashed line is 50%: no preference. The whisker is the 95% interval, clustered by prompt group.",
     "wtl": "{wins} won, {ties} tied, {losses} lost",
     "matched_line": "length-matched: {rate} {interval}",
     "by_task": "By task",
@@ -50,7 +52,7 @@ EN = {
     "judge_accuracy": "right on {rate} {interval} of {n} held-out pairs",
     "judge_accuracy_unknown": "its own accuracy was not measured",
     # tasks and safety
-    "tasks_lead": "Each mark is one model on held-out prompts; the line through it is the 95 % interval (bootstrap over prompt groups).",
+    "tasks_lead": "Each mark is one model on held-out prompts; the line through it is the 95% interval (bootstrap over prompt groups).",
     "all_figures": "All figures",
     "task": "Task",
     "metric": "Metric",
@@ -86,6 +88,7 @@ EN = {
     "rm_none": "No reward model was measured.",
     # side by side
     "sides_lead": "Prompts were picked by the digest of their text, not by how good the answers are.",
+    "more": "{task}: {n} more",
     "prompt": "Prompt",
     "reference": "Reference",
     "empty_answer": "(empty answer)",
@@ -114,7 +117,7 @@ EN = {
     "formulas": "Formulas, units and sources: docs/glossary.md",
     # findings: what did not improve
     "nothing_failed": "Every figure measured here is better than the {base}'s, with intervals that do not overlap.",
-    "no_win_gain": "{a} is not shown to beat {b}: win rate {rate} {interval} contains 50 % ({judge}).",
+    "no_win_gain": "{a} is not shown to beat {b}: win rate {rate} {interval} contains 50% ({judge}).",
     "win_loss": "{a} is worse than {b}: win rate {rate} {interval} ({judge}).",
     "matched_gone": "Among answers of about the same length, {a} is not shown to beat {b}: {rate} {interval}. "
                     "Part of its win may be length.",
@@ -214,6 +217,7 @@ ZH = {
     "rm_plot_note": "虚线上承诺与结果相等；圆点越大，偏好对越多。",
     "rm_none": "没有测量奖励模型。",
     "sides_lead": "提示按其文本的摘要值选取，与回答的好坏无关。",
+    "more": "{task}：另外 {n} 条",
     "prompt": "提示",
     "reference": "参考答案",
     "empty_answer": "（空回答）",
@@ -316,7 +320,11 @@ def words(lang: str) -> Callable[..., str]:
     if lang not in CATALOGUES:
         raise UserError(f"the report speaks {', '.join(CATALOGUES)}; got {lang!r}{nearest(lang, CATALOGUES)}")
     catalogue = CATALOGUES[lang]
-    return lambda key, **values: catalogue[key].format(**values)
+    # A Chinese name put into a Chinese sentence needs none of the spaces that stand round a Latin one.
+    return lambda key, **values: _INNER_SPACE.sub("", catalogue[key].format(**values))
+
+
+_INNER_SPACE = re.compile(rf"(?<=[{CJK}，。：；（）]) +(?=[{CJK}，。：；（）])")
 
 
 def model_name(name: str, lang: str) -> str:

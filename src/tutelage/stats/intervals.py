@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 RESAMPLES = 2000
-MIN_CLUSTERS = 20  # below this a percentile bootstrap is too narrow, so a rate falls back on Wilson
+MIN_CLUSTERS = 30  # below this a percentile bootstrap is too narrow, so a rate falls back on Wilson
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +119,7 @@ def bootstrap_total(rows: ArrayLike, statistic: Callable[[NDArray], float], *, s
 def rate_interval(values: ArrayLike, *, seed: int, clusters: Sequence[Hashable] | None = None, level: float = 0.95) -> Interval:
     """Interval of a mean of values in [0, 1] (hits, or wins with a tie as one half), clustered.
 
-    Bootstrap over clusters; Wilson with n = clusters where there are fewer than 20 of them or where all values are the
+    Bootstrap over clusters; Wilson with n = clusters where there are fewer than 30 of them or where all values are the
     same (a bootstrap of ten hits out of ten would claim certainty).
     """
     x = _finite(values)

@@ -72,10 +72,16 @@ class Run:
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
     def save(self, name: str, write: Callable[[Path], None], *, keep: int = 2) -> Path:
-        """Write a checkpoint atomically: `write(folder)` fills it; all but the newest `keep` are pruned afterwards."""
+        """Write a checkpoint atomically: `write(folder)` fills it; all but the newest `keep` are pruned afterwards.
+
+        Checkpoints of a later name are pruned too: the run went back behind them because they are damaged, and counting
+        them among the newest would prune whole ones in their favour.
+        """
         final = self.checkpoints / name
         path = commit_folder(final, write)
-        for old in self._names()[:-keep] if keep else []:
+        names = self._names()
+        upto = names[:names.index(name) + 1]
+        for old in [*names[len(upto):], *(upto[:-keep] if keep else [])]:
             shutil.rmtree(self.checkpoints / old)
         return path
 
@@ -145,6 +151,9 @@ def commit_folder(final: Path, write: Callable[[Path], None]) -> Path:
             f"cannot write {final}: {error.strerror or error}; earlier checkpoints are intact. "
             "Free some space (or choose a folder that you may write to) and resume"
         ) from error
+    except BaseException:  # a UserError of the writer, Ctrl-C: nothing half-written stays to fill the disk
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     return final
 
 

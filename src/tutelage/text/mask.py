@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from tutelage.core.errors import UserError
-from tutelage.core.words import Example, Message, Prompt
+from tutelage.core.words import Example, Prompt
 from tutelage.text.chat import encode, render, render_prompt, turn_end_ids
 
 
@@ -49,19 +49,29 @@ def _prefix_rows(tokenizer: Any, example: Example) -> list[Row]:
     for at, message in enumerate(example.messages):
         if message.role != "assistant":
             continue
-        before = render(tokenizer, example.messages[:at], tools=example.tools, answer_next=True) if at else ""
         after = render(tokenizer, example.messages[: at + 1], tools=example.tools)
-        before_ids, turn_ids = _turn(tokenizer, before, after, message, ends)
+        if at:
+            before = render(tokenizer, example.messages[:at], tools=example.tools, answer_next=True)
+        else:  # nothing to render before the first message: what the template writes ahead of its text is the prompt
+            before = after.partition(message.text.strip())[0] if message.text.strip() in after else ""
+        before_ids, turn_ids = _turn(tokenizer, before, after, ends)
         if not before.startswith(text_so_far):  # the template rewrote an earlier turn: close the row and begin a new one
-            rows.append(Row(ids, weights))
+            rows.append(_ended(tokenizer, ids, weights, ends))
             ids, weights, text_so_far = [], [], ""
         gap = before_ids if not ids else encode(tokenizer, before[len(text_so_far):])
         ids = ids + gap + turn_ids
         weights = weights + [0.0] * len(gap) + [message.weight] * len(turn_ids)
         text_so_far = before + _trained_text(tokenizer, before, after, ends)
     if ids:
-        rows.append(Row(ids, weights))
+        rows.append(_ended(tokenizer, ids, weights, ends))
     return rows
+
+
+def _ended(tokenizer: Any, ids: list[int], weights: list[float], ends: Iterable[int]) -> Row:
+    """The row, with the tokenizer's eos at its end where the template wrote no turn end (departure 2)."""
+    if ids[-1] in ends or tokenizer.eos_token_id is None:
+        return Row(ids, weights)
+    return Row([*ids, tokenizer.eos_token_id], [*weights, weights[-1]])
 
 
 def _trained_text(tokenizer: Any, before: str, after: str, ends: Iterable[int]) -> str:
@@ -72,19 +82,16 @@ def _trained_text(tokenizer: Any, before: str, after: str, ends: Iterable[int]) 
     return tail[:cut]
 
 
-def _turn(tokenizer: Any, before: str, after: str, message: Message, ends: Iterable[int]) -> tuple[list[int], list[int]]:
+def _turn(tokenizer: Any, before: str, after: str, ends: Iterable[int]) -> tuple[list[int], list[int]]:
     """Token ids before the turn and of the turn, turn end last."""
     if not after.startswith(before):
         raise UserError(
             "the chat template renders an assistant turn differently from its own generation prompt, so that the trained "
-            f"tokens cannot be told apart (prompt ends {before[-40:]!r}, turn begins {after[len(before) - 40:len(before) + 20]!r}); "
+            f"tokens cannot be told apart (prompt ends {before[-40:]!r}, turn begins {after[max(0, len(before) - 40):len(before) + 20]!r}); "
             "use a template whose generation prompt is a prefix of the rendered turn"
         )
     # Tokenised apart from what stands before it: sampling, too, begins after the generation prompt's last token.
-    turn_ids = encode(tokenizer, _trained_text(tokenizer, before, after, ends))
-    if (not turn_ids or turn_ids[-1] not in ends) and tokenizer.eos_token_id is not None:
-        turn_ids = [*turn_ids, tokenizer.eos_token_id]
-    return encode(tokenizer, before), turn_ids
+    return encode(tokenizer, before), encode(tokenizer, _trained_text(tokenizer, before, after, ends))
 
 
 def answer_row(tokenizer: Any, prompt: Prompt, answer: str, *, max_tokens: int | None = None) -> Row:

@@ -117,6 +117,7 @@ class Optimizer:
     def load(self, state: dict[str, Tensor], *, updates: int) -> None:
         """Back to a saved state, bit for bit."""
         self.updates = updates
+        self.adam.state.clear()
         for name, master in self.masters.items():
             master.copy_(state[f"master.{name}"])
             p = self.params[name]
@@ -124,7 +125,8 @@ class Optimizer:
                 p.copy_(master)
             keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"adam.{key}.{name}" in state]
             if keys:
-                self.adam.state[master] = {key: state[f"adam.{key}.{name}"].clone() for key in keys}
+                # onto the master's device: a checkpoint is read to the CPU, and the fused update wants `step` beside the rest
+                self.adam.state[master] = {key: state[f"adam.{key}.{name}"].to(master.device, copy=True) for key in keys}
 
     def close(self) -> None:
         """Take the gradient hooks off the model again."""

@@ -1,0 +1,56 @@
+# Tutelage: the two commands are `make demo` and `make test`; each sets up .venv by itself.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Where the CPU build of torch comes from on a machine without a GPU; set TORCH_INDEX= to use your package index alone.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH ?= torch==2.13.0
+DEMO ?= demo
+LANGUAGE ?= en
+N ?= 200
+SEEDS ?= 0 1 2 3 4
+
+.PHONY: install demo demo-seeds test test-all test-kill lint sizes clean
+
+install: $(VENV)/.installed
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Tutelage needs Python 3.11 or newer; $(PYTHON) is older. Run: make PYTHON=/path/to/python3.11 install"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch first: with none installed, a looser requirement would pull the CUDA build onto machines that have no GPU.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	@if $(BIN)/python -c 'import torch' 2>/dev/null; then true; \
+	elif command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then \
+		echo "a GPU is here: the CUDA build of torch"; $(BIN)/python -m pip install --quiet "$(TORCH)"; \
+	elif [ "$$(uname -s)" = Linux ] && [ -n "$(TORCH_INDEX)" ]; then \
+		echo "no GPU: the CPU build of torch"; $(BIN)/python -m pip install --quiet --retries 1 "$(TORCH)" --extra-index-url "$(TORCH_INDEX)"; \
+	else $(BIN)/python -m pip install --quiet "$(TORCH)"; fi || { echo "error: torch could not be installed. Is a package index in reach? Name another one with: make install TORCH_INDEX=URL"; exit 2; }
+	@$(BIN)/python -m pip install --quiet -e '.[test]' || { echo "error: a package could not be installed; the lines above say which. Run make install again when the package index is in reach"; exit 2; }
+	@touch $@
+
+demo: install
+	@$(BIN)/tutelage demo --folder $(DEMO) --lang $(LANGUAGE)
+
+demo-seeds: install
+	@$(BIN)/python -m tutelage.pipeline.seeds --folder demo-seeds --seeds $(SEEDS)
+
+test: install
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-all: install
+	@$(BIN)/python -m pytest
+
+test-kill: install
+	@$(BIN)/python tests/kill/storm.py --kills $(N)
+
+lint: install
+	@$(BIN)/ruff check src tests examples
+
+sizes:
+	@git ls-files 'src/*.py' | xargs wc -l | sort -rn | head -25
+
+clean:
+	rm -rf $(VENV) demo demo-seeds

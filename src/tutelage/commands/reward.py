@@ -1,0 +1,50 @@
+"""`tutelage reward`: a reward model from preferences or ratings."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from tutelage.commands.training import Job, Plan, Tell, run_job
+from tutelage.core.errors import UserError
+from tutelage.data.snapshot import Rows, load_rows
+from tutelage.terminal import Terminal
+from tutelage.training.reward import RewardConfig, reward
+
+
+def rows(config: RewardConfig, workspace: Path, tell: Tell) -> Rows:
+    found = load_rows(config.data, workspace, seed=config.seed, tell=tell)
+    if found.kind not in ("preferences", "labels"):
+        raise UserError(f"{config.data} holds {found.kind}; a reward model needs preferences (chosen and rejected answers) or rated "
+                        "answers, for instance starter:preferences")
+    return found
+
+
+def most_steps(config: RewardConfig, count: int) -> int | None:
+    """The loop counts prompts, and several pairs may share one: only the loop knows."""
+    return None
+
+
+JOB = Job(name="reward", config=RewardConfig, train=reward, rows=rows, noun="judged pairs or answers", steps=most_steps,
+          arguments=lambda rows: {"train": rows.splits["train"], "val": rows.splits["val"]})
+
+
+def run(args: Namespace, terminal: Terminal) -> int:
+    return run_job(JOB, args, terminal, finish=finish)
+
+
+def finish(plan: Plan, result: Any, terminal: Terminal) -> dict[str, Any]:
+    best = result.outcome.best
+    if "eval_accuracy" in best:
+        terminal.say(f"  ranks {100 * best['eval_accuracy']:.1f} % of the {plan.counts.get('val', 0)} validation pairs as the judges did "
+                     "(50 % is a coin)")
+    audit = getattr(result, "audit", None)
+    terminal.next_steps(f"tutelage rl model={plan.config.model} reward={plan.name}", f"tutelage compare A B --judge {plan.name}")
+    return {"best": best} if audit is None else {"best": best, "audit": plain(audit)}
+
+
+def plain(audit: Any) -> Any:
+    """An audit record as JSON can hold it."""
+    for method in ("to_dict", "_asdict"):
+        if hasattr(audit, method):
+            return getattr(audit, method)()
+    return audit if isinstance(audit, dict) else str(audit)

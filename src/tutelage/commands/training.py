@@ -1,0 +1,260 @@
+"""What the training commands share: recipe -> plan -> run -> result.
+
+A `Job` is what tells sft, reward, rl and classify apart.  `prepare` resolves everything that can be wrong before a model is
+loaded; `execute` trains; the rest shows it.
+"""
+
+import math
+import re
+import time
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from tutelage.core.config import bind, to_dict
+from tutelage.core.errors import UserError, nearest
+from tutelage.core.files import canonical_json, sha256_bytes
+from tutelage.core.protocols import Progress, silent
+from tutelage.data.snapshot import Rows, load_rows, open_snapshot
+from tutelage.recipes import find_workspace, model_of, read_config, read_file, read_settings
+from tutelage.store.runs import Run, list_runs
+from tutelage.terminal import Terminal, clock, quote
+from tutelage.training.trackers import Follower, check_names
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One kind of training run."""
+
+    name: str  # of the command
+    config: type  # its configuration
+    train: Callable[..., Any]  # the loop: (config, *, rows..., folder, data_id, resume, progress, warn) -> result with .path
+    rows: Callable[[Any, Path, Tell], Rows]  # (config, workspace, tell) -> the records by split
+    arguments: Callable[[Rows], dict[str, Any]]  # rows -> the keyword arguments of `train` that hold them
+    noun: str  # what a row is called: "examples"
+    steps: Callable[[Any, int], int | None]  # (config, training rows) -> optimiser steps, None where only the loop knows
+    models: tuple[str, ...] = ("model",)  # keys of the configuration that may name a run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A run that nothing is known to be wrong with."""
+
+    job: Job
+    config: Any
+    workspace: Path
+    folder: Path
+    rows: Rows
+    data_id: str
+    resume: bool
+    track: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=())  # what the reader of the data had to say
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return {split: len(rows) for split, rows in self.rows.splits.items() if rows}
+
+    @property
+    def command(self) -> str:
+        """What resumes this run."""
+        where = "" if self.workspace == find_workspace() else f" --workspace {quote(self.workspace)}"
+        return f"tutelage {self.job.name} --run {quote(self.name)} --resume{where}"
+
+
+# Preparing
+
+
+def prepare(job: Job, *, recipe: str | Path | None = None, words: Sequence[str] = (), config: Any = None,
+            workspace: str | Path | None = None, run: str | None = None, resume: bool = False, track: Sequence[str] = ()) -> Plan:
+    """Everything that can be checked before a model is loaded.  UserError with what is wrong."""
+    place = find_workspace(workspace)
+    runs = place / "runs"
+    if run is not None and (run in (".", "..") or not re.fullmatch(r"[\w.@+-]+", run)):
+        raise UserError(f"--run {run!r}: the name of a run is a folder name of letters, digits, dots, dashes and underscores")
+    if resume and run is None:
+        run = _newest_unfinished(job, place)
+    folder = runs / (run or _free_name(runs, job.name))
+    begun = (folder / "manifest.json").exists()
+    if config is None:
+        own = folder / "config.yaml"
+        if resume and begun and recipe is None and not words:
+            config = bind(job.config, read_file(own), where=str(own))
+        else:
+            config = read_config(job.config, recipe, words, workspace=place)
+    if begun and not resume:
+        raise UserError(f"a run already stands in {folder}; resume it with --resume, or choose another name with --run NAME")
+    config = _with_models(config, job, place)
+    track = tuple(dict.fromkeys([*track, *read_settings(place).track]))
+    check_names(track)
+    notes: list[str] = []
+    rows = job.rows(config, place, notes.append)
+    if not rows.splits["train"]:
+        held = {split: len(found) for split, found in rows.splits.items() if found}
+        raise UserError(f"{config.data} holds no {job.noun} to train on ({held or 'it is empty'})"
+                        + ("; held-out items are for evaluation only" if held else ""))
+    data_id = identify(config.data, rows, place)
+    if begun:
+        _check_same_data(Run(folder), data_id)
+    return Plan(job=job, config=config, workspace=place, folder=folder, rows=rows, data_id=data_id, resume=resume, track=track, notes=tuple(notes))
+
+
+def _with_models(config: Any, job: Job, workspace: Path) -> Any:
+    """The configuration with names of runs replaced by the folders of what they made."""
+    return replace(config, **{key: model_of(getattr(config, key), workspace) for key in job.models})
+
+
+def _free_name(runs: Path, kind: str) -> str:
+    taken = [int(found[1]) for each in (runs.iterdir() if runs.is_dir() else ()) if (found := re.fullmatch(rf"{kind}-(\d+)", each.name))]
+    return f"{kind}-{max(taken, default=0) + 1:04d}"
+
+
+def _newest_unfinished(job: Job, workspace: Path) -> str:
+    found = [run for run in list_runs(workspace) if run.manifest["kind"] == job.name and not run.finished()]
+    if not found:
+        raise UserError(f"no unfinished {job.name} run in {workspace / 'runs'} to resume; name one with --run NAME, "
+                        "or leave --resume out to begin one")
+    return found[-1].id
+
+
+def identify(name: str, rows: Rows, workspace: Path) -> str:
+    """The immutable id of data: a snapshot's own, else the name with a digest of the records."""
+    if not str(name).startswith(("starter:", "hf:")) and not Path(name).is_file():
+        return open_snapshot(name, workspace).name
+    text = canonical_json([row.to_dict() for split in ("train", "val", "test") for row in rows.splits[split]])
+    return f"{name}@{sha256_bytes(text.encode('utf-8', 'surrogatepass'))[:8]}"
+
+
+def _check_same_data(run: Run, data_id: str) -> None:
+    before = run.manifest.get("parents") or [""]
+    if before[-1] and before[-1] != data_id:
+        raise UserError(f"the run in {run.folder} was begun on {before[-1]}, and the data are {data_id} now; "
+                        "bring the old data back, or begin a new run with --run NAME")
+
+
+def rows_of_kind(kind: str) -> Callable[[Any, Path, Tell], Rows]:
+    """A `Job.rows` that asks for one noun."""
+    return lambda config, workspace, tell: load_rows(config.data, workspace, kind=kind, seed=config.seed, tell=tell)
+
+
+def steps_of_loop(config: Any, rows: int) -> int:
+    """Steps that training/loop.py will take on so many rows."""
+    total = config.loop.epochs * math.ceil(rows / config.loop.rows_per_step)
+    return min(total, config.loop.max_steps or total)
+
+
+# Running
+
+
+def execute(plan: Plan, *, progress: Progress = silent, warn: Tell = lambda text: None, follower: Follower | None = None) -> Any:
+    """Train; metrics go to the trackers as they come."""
+    follower = follower or follow(plan)
+
+    def step(what: str, done: int, total: int) -> None:
+        follower.poll()
+        progress(what, done, total)
+
+    try:
+        return plan.job.train(plan.config, **plan.job.arguments(plan.rows), folder=plan.folder, data_id=plan.data_id,
+                              resume=plan.resume, progress=step, warn=warn)
+    finally:
+        follower.close()
+
+
+def follow(plan: Plan) -> Follower:
+    return Follower(plan.folder, plan.track, config=to_dict(plan.config))
+
+
+def run_job(job: Job, args: Namespace, terminal: Terminal, *, finish: Callable[[Plan, Any, Terminal], Mapping[str, Any]]) -> int:
+    """The command line of a training command; `finish` says what was made and returns facts for --json."""
+    recipe, words = split_words(args.words, job.name)
+    plan = prepare(job, recipe=recipe, words=words, workspace=args.workspace, run=args.run, resume=args.resume,
+                   track=[name for each in args.track for name in each.split(",") if name])
+    announce(plan, terminal, recipe=recipe)
+    facts = {"kind": job.name, "run": plan.name, "folder": str(plan.folder), "data": plan.data_id, "rows": plan.counts}
+    if args.dry_run:
+        terminal.say("Dry run: nothing was written.", style="bold")
+        terminal.result({**facts, "dry_run": True, "steps": job.steps(plan.config, plan.counts["train"]), "config": to_dict(plan.config)})
+        return 0
+    if Run(plan.folder).finished():
+        terminal.note(f"{plan.folder} is finished; nothing is left to do.")
+    begun = time.monotonic()
+    follower = follow(plan)
+    terminal.resume = plan.command
+    with terminal.progress(facts=lambda: follower.tail.last) as progress:
+        result = execute(plan, progress=progress, warn=terminal.warn, follower=follower)
+    terminal.resume = ""
+    seconds = time.monotonic() - begun
+    steps = Run(plan.folder).manifest["steps"]
+    terminal.say()
+    terminal.say(f"Made {result.path}", style="bold green")
+    terminal.say(f"  {steps} steps in {clock(seconds)}")
+    more = finish(plan, result, terminal)
+    if "tensorboard" in plan.track:
+        terminal.say(f"  curves: tensorboard --logdir {quote(plan.folder.parent)}")
+    terminal.result({**facts, "path": str(result.path), "steps": steps, "seconds": round(seconds, 1), **more, "config": to_dict(plan.config)})
+    return 0
+
+
+def split_words(words: Sequence[str], command: str) -> tuple[str | None, list[str]]:
+    """The recipe and the overrides among the words of the command line."""
+    overrides = [word for word in words if "=" in word and not Path(word).is_file()]
+    recipes = [word for word in words if word not in overrides]
+    if len(recipes) > 1:
+        raise UserError(f"{command} takes one recipe; got {', '.join(recipes)}. Settings are written key=value")
+    return (recipes[0] if recipes else None), overrides
+
+
+def announce(plan: Plan, terminal: Terminal, *, recipe: str | None) -> None:
+    """The resolved configuration, and what is about to happen."""
+    terminal.config(to_dict(plan.config), title=f"tutelage {plan.job.name}  {recipe or ('' if plan.resume else '(defaults)')}".rstrip())
+    terminal.say()
+    for note in plan.notes:
+        terminal.note(note)
+    counts = ", ".join(f"{count} {split}" for split, count in plan.counts.items())
+    terminal.say(f"data   {plan.data_id}: {counts} {plan.job.noun}")
+    terminal.say(f"run    {plan.folder}{' (resumed)' if plan.resume and (plan.folder / 'manifest.json').exists() else ''}")
+    steps = plan.job.steps(plan.config, plan.counts["train"])
+    if steps is not None:
+        terminal.say(f"steps  {steps}")
+    terminal.say()
+
+
+def metric_change(folder: Path, name: str) -> tuple[float, float] | None:
+    """First and last value of a metric in a run; None where it has fewer than two."""
+    values = [row[name] for row in Run(folder).metrics() if isinstance(row.get(name), (int, float))]
+    return (values[0], values[-1]) if len(values) > 1 else None
+
+
+def first_value(folder: Path, name: str) -> float | None:
+    return next((row[name] for row in Run(folder).metrics() if isinstance(row.get(name), (int, float))), None)
+
+
+def config_from(job: Job, recipe: Any, overrides: Mapping[str, Any], workspace: str | Path | None) -> Any:
+    """For Python: a configuration as it is, or a recipe with keyword overrides (sections as dictionaries)."""
+    if isinstance(recipe, job.config):
+        unknown = set(overrides) - {each.name for each in fields(job.config)}
+        if unknown:
+            name = sorted(unknown)[0]
+            raise UserError(f'{job.name}: unknown key "{name}"{nearest(name, [each.name for each in fields(job.config)])}')
+        return bind(job.config, _merged(to_dict(recipe), overrides), where=job.name)
+    if isinstance(recipe, Mapping):
+        return bind(job.config, _merged(recipe, overrides), where=job.name)
+    if recipe is None:
+        return bind(job.config, overrides, where=job.name)
+    base = read_config(job.config, recipe, workspace=find_workspace(workspace))
+    return bind(job.config, _merged(to_dict(base), overrides), where=str(recipe))
+
+
+def _merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(values)
+    for key, value in overrides.items():
+        out[key] = _merged(out[key], value) if isinstance(value, Mapping) and isinstance(out.get(key), Mapping) else value
+    return out

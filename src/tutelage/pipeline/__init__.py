@@ -1,0 +1,1 @@
+"""Whole circles made of the loops: what `tutelage demo` runs."""

@@ -1,0 +1,23 @@
+"""Fixtures for all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of public records: TUTELAGE_SHARED, or `shared/data` beside the repository.  Skips where there is none."""
+    folder = Path(os.environ.get("TUTELAGE_SHARED", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "sft").is_dir():
+        pytest.skip(f"the shared public records are not at {folder}; set TUTELAGE_SHARED to their folder to run this test")
+    return folder
+
+
+@pytest.fixture
+def seed() -> int:
+    """One seed for tests that only need some seed."""
+    return 20260117
