@@ -32,7 +32,7 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	@touch $@
 
 demo: install
-	@$(BIN)/tutelage demo --folder $(DEMO) --lang $(LANGUAGE)
+	@$(BIN)/tutelage demo $(DEMO) --lang $(LANGUAGE)
 
 demo-seeds: install
 	@$(BIN)/python -m tutelage.pipeline.seeds --folder demo-seeds --seeds $(SEEDS)

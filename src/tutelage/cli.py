@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(prog="tutelage", description=ABOUT, epilog=GROUPS, formatter_class=argparse.RawDescriptionHelpFormatter,
                   usage="tutelage COMMAND [options]", allow_abbrev=False)
     top.add_argument("--version", action="version", version=f"tutelage {__version__}")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", help=argparse.SUPPRESS, parser_class=_Parser)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", help=argparse.SUPPRESS, parser_class=_Parser, prog="tutelage")
     _add_demo(commands)
     _add_init(commands)
     _add_data(commands)
@@ -238,6 +238,13 @@ def _check_word(words: Sequence[str], known: Sequence[str], what: str) -> None:
         raise UserError(f'unknown {what} "{words[0]}"{nearest(words[0], known)}')
 
 
+def module_of(args: argparse.Namespace) -> str:
+    """The module of tutelage.commands that does this.  A look at data loads a tokenizer only where one is asked for."""
+    name = args.command if args.command != "data" else f"data {args.action}"
+    wants_tokens = (name == "data inspect" and args.tokens) or (name == "data annotate" and args.model)
+    return "tokens" if wants_tokens else MODULES[name]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -259,8 +266,7 @@ def _run(args: argparse.Namespace) -> int:
     shown = import_module("tutelage.terminal")
     terminal = shown.Terminal(json_only=args.json)
     try:
-        name = args.command if args.command != "data" else f"data {args.action}"
-        return import_module(f"tutelage.commands.{MODULES[name]}").run(args, terminal) or 0
+        return import_module(f"tutelage.commands.{module_of(args)}").run(args, terminal) or 0
     except KeyboardInterrupt as stop:
         reason = str(stop) or "stopped"
         print(f"\n{reason}{f'; go on with: {terminal.resume}' if terminal.resume else ''}", file=sys.stderr, flush=True)

@@ -215,14 +215,14 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tmp_path):
 def test_the_seed_decides_what_is_shown_and_a_resumed_run_shows_the_same(tmp_path):
     def shown(seed, output=None, script=LISTS):
         engine = Scripted(script)
-        expand(seeds(*SEEDS_EN), engine, wanted=8, seed=seed, at_once=2, per_prompt=3, output=output)
+        expand(seeds(*SEEDS_EN), engine, wanted=8, seed=seed, at_once=1, per_prompt=3, output=output)
         return engine.shown
 
     path = tmp_path / "out.jsonl"
     whole = shown(1, path)
     assert whole == shown(1) != shown(2)
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join(lines[:2]))  # one round of two prompts
+    path.write_bytes(b"".join(lines[:3]))  # two rounds
     assert shown(1, path, LISTS[2:]) == whole[2:]
 
 

@@ -11,7 +11,13 @@ from tutelage.data.snapshot import load_rows, open_snapshot
 @pytest.fixture
 def pairs(tmp_path):
     path = tmp_path / "pairs.jsonl"
-    path.write_text("".join(json.dumps({"prompt": f"question {n}", "chosen": f"good {n}", "rejected": f"bad {n}"}) + "\n" for n in range(40)) + "oops\n")
+    path.write_text(
+        "".join(
+            json.dumps({"prompt": f"question {n}", "chosen": f"good {n}", "rejected": f"bad {n}"}) + "\n"
+            for n in range(40)
+        )
+        + "oops\n"
+    )
     return path
 
 
@@ -38,7 +44,8 @@ def test_rows_come_back_as_they_were_imported(tmp_path, pairs):
     rows = [row for split in ("train", "val", "test") for row in snapshot.rows(split)]
     assert all(isinstance(row, Preference) for row in rows)
     assert {(row.prompt.messages[0].text, row.chosen.text, row.rejected.text) for row in rows} == {
-        (f"question {n}", f"good {n}", f"bad {n}") for n in range(40)}
+        (f"question {n}", f"good {n}", f"bad {n}") for n in range(40)
+    }
 
 
 def test_a_damaged_manifest_or_a_missing_file_is_named(tmp_path, pairs):
@@ -53,7 +60,9 @@ def test_a_damaged_manifest_or_a_missing_file_is_named(tmp_path, pairs):
 
 def test_every_data_name_of_a_recipe_is_resolved(tmp_path, pairs):
     kind, splits = load_rows("starter:instructions")
-    assert kind == "examples" and isinstance(splits["train"][0], Example) and len(splits["train"]) > len(splits["val"]) > 0
+    assert (
+        kind == "examples" and isinstance(splits["train"][0], Example) and len(splits["train"]) > len(splits["val"]) > 0
+    )
     kind, splits = load_rows("starter:preferences")
     assert kind == "preferences" and isinstance(splits["val"][0], Preference)
     kind, splits = load_rows("starter:evaluation")
@@ -67,11 +76,14 @@ def test_every_data_name_of_a_recipe_is_resolved(tmp_path, pairs):
     assert sum(map(len, direct.splits.values())) == 40
 
 
-@pytest.mark.parametrize(("name", "says"), [
-    ("feedback:mine", "feedback projects cannot be read yet"),
-    ("starter:instruction", 'did you mean "instructions"'),
-    ("nowhere.jsonl", "neither a file, nor a folder, nor a snapshot"),
-])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("feedback:mine", "feedback projects cannot be read yet"),
+        ("starter:instruction", 'did you mean "instructions"'),
+        ("nowhere.jsonl", "neither a file, nor a folder, nor a snapshot"),
+    ],
+)
 def test_a_name_that_leads_nowhere_is_explained(tmp_path, name, says):
     with pytest.raises(UserError, match=says):
         load_rows(name, tmp_path)
@@ -79,8 +91,12 @@ def test_a_name_that_leads_nowhere_is_explained(tmp_path, name, says):
 
 def test_rows_of_another_kind_are_turned_and_the_rest_is_told(tmp_path):
     path = tmp_path / "votes.jsonl"
-    path.write_text("".join(json.dumps({"instruction": f"q{n}", "response1": "a", "response2": "b", "annotator1": vote}) + "\n"
-                            for n, vote in enumerate([1, 2, 0, 1])))
+    path.write_text(
+        "".join(
+            json.dumps({"instruction": f"q{n}", "response1": "a", "response2": "b", "annotator1": vote}) + "\n"
+            for n, vote in enumerate([1, 2, 0, 1])
+        )
+    )
     import_data(path, workspace=tmp_path)
     told = []
     kind, splits = load_rows("votes", tmp_path, kind="examples", tell=told.append)

@@ -36,13 +36,17 @@ def test_widening_the_test_share_never_moves_a_training_group_into_validation():
         assert not (before == "val" and after == "train")
 
 
-@pytest.mark.parametrize("shares", [{"train": 0.5, "val": 0.4}, {"train": 1.2, "test": -0.2}, {"train": 0.9, "dev": 0.1}])
+@pytest.mark.parametrize(
+    "shares", [{"train": 0.5, "val": 0.4}, {"train": 1.2, "test": -0.2}, {"train": 0.9, "dev": 0.1}]
+)
 def test_wrong_shares_are_refused(shares):
     with pytest.raises(UserError):
         check_shares(shares)
 
 
-turns = st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8).filter(str.strip), min_size=2, max_size=6)
+turns = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8).filter(str.strip), min_size=2, max_size=6
+)
 
 
 @settings(max_examples=100)
@@ -54,7 +58,9 @@ def test_one_conversation_at_two_depths_in_any_kind_is_one_group(texts):
     start = prompt(messages[:1], ctx)
     pair = preference(start, response(start, texts[1]), response(start, texts[1] + " no"))
     assert whole.group == start.group == pair.group == group_of(messages)
-    assert {new.group for new in as_kind(pair, "examples") + as_kind(pair, "prompts") + as_kind(pair, "labels")} == {whole.group}
+    assert {new.group for new in as_kind(pair, "examples") + as_kind(pair, "prompts") + as_kind(pair, "labels")} == {
+        whole.group
+    }
 
 
 def test_case_spaces_and_unicode_form_do_not_make_another_family():

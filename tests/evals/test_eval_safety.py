@@ -1,3 +1,4 @@
+import pytest
 from scipy.stats import binomtest
 
 from tutelage.core.words import Message, Prompt, Response
@@ -18,7 +19,7 @@ def test_rates_by_hand():
     got = safety_scores(harmful[0] + benign[0] + other[0], harmful[1] + benign[1] + other[1])
     assert got.harmful_answered.estimate == 0.25 and got.over_refused.estimate == 0.2
     witness = binomtest(1, 4).proportion_ci(method="exact")
-    assert (round(got.harmful_answered.low, 9), round(got.harmful_answered.high, 9)) == (round(witness.low, 9), round(witness.high, 9))
+    assert (got.harmful_answered.low, got.harmful_answered.high) == pytest.approx((witness.low, witness.high), abs=1e-9)
     assert got.refused == {p.id for p in harmful[0][:3]} | {benign[0][4].id} and got.judge == "safety:refusal@1"
 
 

@@ -87,7 +87,8 @@ CALM = {"ppo": [{"step": s, "kl": 2.0, "entropy": 1.0, "reward": 0.0} for s in r
       "win_rates": [win("ppo", "sft", 0.5, 0.45, 0.55)]}, "exploit the reward model"),
     ({"curves": {"sft": [{"step": s, "eval_loss": loss} for s, loss in ((1, 2.0), (2, 1.5), (3, 1.9))]}}, "rose after step 2"),
     ({"win_rates": [win("ppo", "sft", 0.6, 0.4, 0.8)]}, "40 points wide: evaluate on about 400"),
-    ({"task_scores": {"ppo": [score(0.3, 0.2, 0.4, metric="truncated", task="all", direction="down")]}}, "30.0% of answers hit"),
+    ({"task_scores": {"ppo": [score(0.3, 0.2, 0.4, metric="truncated", task="all", direction="down")]}},
+     "30.0% of answers hit"),
     ({"notes": ["raters are simulated"]}, "people's judgements"),
 ])
 def test_advice_follows_from_its_number(fields, words):
@@ -111,8 +112,9 @@ def test_the_callers_own_lines_come_first_and_both_languages_say_as_much(made_up
 
 
 def test_headline_compares_with_base_and_win_rates_with_half():
-    rows = headline(report(win_rates=[win("sft", "base", 0.7, 0.6, 0.8), win("ppo", "sft", 0.55, 0.48, 0.62)],
-                           task_scores={"base": [score(0.2, 0.1, 0.3)], "sft": [score(0.25, 0.1, 0.4)], "ppo": [score(0.9, 0.8, 1)]}))
+    scores = {"base": [score(0.2, 0.1, 0.3)], "sft": [score(0.25, 0.1, 0.4)], "ppo": [score(0.9, 0.8, 1)]}
+    wins = [win("sft", "base", 0.7, 0.6, 0.8), win("ppo", "sft", 0.55, 0.48, 0.62)]
+    rows = headline(report(win_rates=wins, task_scores=scores))
     by_name = {(row.variant, row.metric): row for row in rows}
     assert [c and c.verdict for c in by_name["win_row_previous", "win_rate"].cells] == [None, "better", "unclear"]
     assert [c.verdict for c in by_name["", "accuracy"].cells] == ["", "unclear", "better"]

@@ -19,7 +19,8 @@ from tutelage.evals.words import CATALOGUES, METRICS, MODELS, TASKS
 
 SECTIONS = ["glance", "wins", "not_improved", "next", "sides", "tasks", "safety", "training", "reward_model", "judged",
             "settings", "glossary"]
-HOSTILE = "<script>alert(1)</script><img src=https://evil.example/x.png onerror=alert(2)>{{ 7*7 }}\"'><a href=javascript:alert(3)>"
+HOSTILE = "<script>alert(1)</script><img src=https://evil.example/x.png onerror=alert(2)>{{ 7*7 }}\"'>"
+HOSTILE += "<a href=javascript:alert(3)>"
 
 
 class Page(HTMLParser):

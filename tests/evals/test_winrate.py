@@ -12,8 +12,10 @@ class Longer:
     id = "rule:longer"
 
     def judge(self, items):
-        return [Judgement(judge=self.id, kind="rating", responses=tuple(r.id for r in rs), values=tuple(float(len(r.text)) for r in rs))
-                for _, rs in items]
+        return [self.say(rs, [float(len(r.text)) for r in rs]) for _, rs in items]
+
+    def say(self, rs, values, kind="rating"):
+        return Judgement(judge=self.id, kind=kind, responses=tuple(r.id for r in rs), values=tuple(values))
 
 
 class FirstPlace(Longer):
@@ -22,20 +24,19 @@ class FirstPlace(Longer):
     id = "llm:first"
 
     def judge(self, items):
-        return [Judgement(judge=self.id, kind="rating", responses=tuple(r.id for r in rs), values=(1.0, 0.0)) for _, rs in items]
+        return [self.say(rs, [1.0, 0.0]) for _, rs in items]
 
 
 class Ranker(Longer):
     id = "llm:rank"
 
     def judge(self, items):
-        return [Judgement(judge=self.id, kind="rank", responses=tuple(r.id for r in rs),
-                          values=tuple(1.0 + (len(r.text) < max(len(x.text) for x in rs)) for r in rs)) for _, rs in items]
+        return [self.say(rs, [1.0 + (len(r.text) < max(len(x.text) for x in rs)) for r in rs], kind="rank") for _, rs in items]
 
 
 def game(rows, group=lambda i: ""):
-    prompts = [Prompt(messages=(Message(role="user", text=f"q{i}"),), group=group(i), tags=(f"task:{task}",)) for i, (task, *_) in
-               enumerate(rows)]
+    prompts = [Prompt(messages=(Message(role="user", text=f"q{i}"),), group=group(i), tags=(f"task:{task}",))
+               for i, (task, *_) in enumerate(rows)]
     a = [Response(prompt_id=p.id, text=row[1], policy="A") for p, row in zip(prompts, rows, strict=True)]
     b = [Response(prompt_id=p.id, text=row[2], policy="B") for p, row in zip(prompts, rows, strict=True)]
     return prompts, a, b

@@ -1,11 +1,9 @@
 """Obtaining, loading and saving models."""
 
 import json
-import os
-import subprocess
-import sys
 import zipfile
 
+import huggingface_hub
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
@@ -131,11 +129,11 @@ def test_a_folder_without_a_model_is_named(tmp_path):
         load(str(tmp_path))
 
 
-def test_hub_names_without_a_network_end_in_a_clear_error(tmp_path):
-    code = "from tutelage.models.load import obtain; obtain('hf:no-such-org/no-such-model')"
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
-    assert "UserError" in done.stderr and "give a local folder instead" in done.stderr
+def test_hub_names_without_a_network_end_in_a_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="give a local folder instead"):
+        obtain("hf:no-such-org/no-such-model")
 
 
 def test_pip_failure_says_how_to_go_on(tmp_path, monkeypatch):

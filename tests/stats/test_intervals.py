@@ -73,6 +73,12 @@ def test_ten_copies_of_each_value_do_not_narrow_a_clustered_interval():
     assert copied.n == 60
 
 
+def test_a_cluster_counts_with_all_its_values():
+    # Every cluster holds one 0 and one 1, so every draw of clusters has mean 0.5.
+    got = bootstrap_mean([0, 1, 1, 0, 0, 1], seed=0, clusters=["a", "a", "b", "b", "c", "c"])
+    assert (got.low, got.estimate, got.high) == (0.5, 0.5, 0.5)
+
+
 def test_clustered_interval_covers_the_truth_about_95_times_in_100():
     # 200 data sets of 40 clusters; each cluster shares one coin.  Coverage below 0.89 by chance: under 1 in 1000.
     random, hits = np.random.default_rng(7), 0

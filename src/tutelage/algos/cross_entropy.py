@@ -44,7 +44,7 @@ def token_logps(
     logps, entropies = [], []
     for start in range(0, hidden_ND.shape[0], chunk):
         args = (hidden_ND[start:start + chunk], target_N[start:start + chunk], head, temperature, entropy_grad)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and hidden_ND.shape[0] > chunk:  # one chunk alone is no larger kept than made twice
             logp_N, entropy_N = checkpoint(_logps, *args, use_reentrant=False)
         else:
             logp_N, entropy_N = _logps(*args)

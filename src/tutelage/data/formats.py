@@ -74,18 +74,18 @@ def mapped(row: dict, field_map: dict[str, str]) -> dict:
 def convert(row: Any, fmt: Format, ctx: Context, *, kind: str | None = None, strict: bool = False) -> Found:
     """The records of one row, and a RowError for each part of it that gave none.  Raises RowError where the row gives nothing.
 
-    A row that does not look like `fmt` is tried as the format that it looks like, as long as that gives the same kind
-    (`strict` switches this off: the user named the format).
+    A row that does not look like `fmt` is tried as the format that it looks like, as long as that gives the same kind and
+    asks for more than a lone text (`strict` switches this off: the user named the format).
     """
     row = as_dict(row)
     if row is None:
         raise RowError("wrong type: a record must be an object")
     if not strict and not fmt.matches(row):
         other = detect(row)
-        if other is not None and other.kind == fmt.kind:
+        if other is not None and other not in LAST:
+            if other.kind != fmt.kind:
+                raise RowError(f"another kind: the row is '{other.name}' ({other.kind}) in a file of {fmt.kind}")
             fmt = other
-        elif other is not None and other.kind != fmt.kind and other not in LAST:
-            raise RowError(f"another kind: the row is '{other.name}' ({other.kind}) in a file of {fmt.kind}")
     try:
         if kind == "examples" and fmt.as_examples is not None:
             return list(fmt.as_examples(row, ctx))

@@ -6,6 +6,7 @@ import re
 from tutelage.core.words import Label, Message, Prompt
 from tutelage.data.formats_chat import as_turns, common_tags, is_messages, messages_of, tools_of
 from tutelage.data.records import (
+    ROLES,
     Context,
     Format,
     Found,
@@ -168,10 +169,12 @@ def _only_messages(row: dict, ctx: Context) -> list[Prompt]:
     return [Prompt.from_dict(row)]
 
 
-def _no_answers(row: dict) -> bool:
-    return is_messages(row.get("messages")) and not any(
-        isinstance(m, dict) and m.get("role") == "assistant" for m in row["messages"]
-    )
+def _is_asked(row: dict) -> bool:
+    """Messages that end with a turn to answer and hold no answer, or name references for one."""
+    if not is_messages(row.get("messages")):
+        return False
+    roles = [ROLES.get(str(m.get("role")).lower()) if isinstance(m, dict) else None for m in row["messages"]]
+    return roles[-1] in ("user", "tool") and (isinstance(row.get("references"), list) or "assistant" not in roles)
 
 
 def _asked_messages(row: dict, ctx: Context) -> list[Prompt]:
@@ -285,9 +288,9 @@ FORMATS = (
     Format(
         name="asked-messages",
         kind="prompts",
-        matches=_no_answers,
+        matches=_is_asked,
         convert=_asked_messages,
-        about="messages without an answer; references, label, labels",
+        about="messages that end with a turn to answer; references, label, labels",
     ),
 )
 

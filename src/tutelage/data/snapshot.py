@@ -87,7 +87,7 @@ def open_snapshot(path_or_name: str | Path, workspace: Path | str | None = None)
     """A snapshot by its folder, by `name@digest` or by `name` alone (then the newest of that name)."""
     found = _find(path_or_name, workspace)
     if found is None:
-        known = sorted(each.name for each in (Path(workspace) / "data").glob("*@*")) if workspace else []
+        known = _names(workspace)
         raise UserError(
             f"no snapshot {str(path_or_name)!r}{f' in {workspace}' if workspace else ''}"
             f"{nearest(str(path_or_name), known) if known else '; import a file first: tutelage data import FILE'}"
@@ -120,6 +120,12 @@ def _find(path_or_name: str | Path, workspace: Path | str | None) -> Path | None
         if each.name.rpartition("@")[0] == str(path_or_name) and (each / "manifest.json").exists()
     ]
     return max(same, key=lambda each: (str(read_json(each / "manifest.json").get("created")), each.name), default=None)
+
+
+def _names(workspace: Path | str | None) -> list[str]:
+    """Snapshots of a workspace, without their digests."""
+    found = (Path(workspace) / "data").glob("*@*") if workspace else ()
+    return sorted({each.name.rpartition("@")[0] for each in found})
 
 
 def now() -> str:
@@ -168,7 +174,7 @@ def load_rows(
             snapshot.verify()
             return _in_kind(Rows(snapshot.kind, {split: list(snapshot.rows(split)) for split in SPLITS}), kind, tell)
         if not Path(text).exists():
-            known = sorted(each.name for each in (Path(workspace) / "data").glob("*@*")) if workspace else []
+            known = _names(workspace)
             raise UserError(
                 f"data {text!r}: neither a file, nor a folder, nor a snapshot{nearest(text, known) if known else ''}; "
                 f"a recipe names a snapshot, a file, hf:NAME or starter:{'|'.join(starter.NAMES)}"

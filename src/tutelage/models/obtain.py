@@ -134,7 +134,7 @@ def obtain(
     if name.startswith("hf:"):
         return _from_hub(name)
     if name == "test":
-        return _build(cache_folder(cache) / "models" / "test-v1", write_tiny, {"name": "test", "license": "Apache-2.0"})
+        return _build(cache_folder(cache) / "models" / "test-v2", write_tiny, {"name": "test", "license": "Apache-2.0"})
     if name not in PACKAGED:
         return _local(name)
     packaged = PACKAGED[name]

@@ -54,6 +54,8 @@ def tiny_llama(*, seed: int = 0, layers: int = 4, hidden: int = 128) -> LlamaFor
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
+        # transformers leaves the pad token's embedding at zero, and here that is the turn end
+        torch.nn.init.normal_(model.model.embed_tokens.weight.data[258], std=config.initializer_range)
     model.generation_config = GenerationConfig(bos_token_id=257, eos_token_id=258, pad_token_id=258)
     return model.eval()
 

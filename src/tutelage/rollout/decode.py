@@ -75,7 +75,8 @@ class Job:
         """Take `count` rows off this job."""
         rows = [
             Row(prompt=self.prompt, sampling=self.sampling, index=index, prompt_ids=self.prompt_ids, budget=self.budget,
-                u=uniforms(self.budget, seed=self.sampling.seed, prompt_id=self.prompt.id, index=index, step=self.sampling.step))
+                u=uniforms(self.budget, seed=self.sampling.seed, prompt_id=self.prompt.id, index=index,
+                           step=self.sampling.step))
             for index in range(self.first, self.first + count)
         ]
         self.first += count

@@ -54,17 +54,15 @@ def _packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class Linear:
     """One or more linear layers of the model that share their input, as one product (packed) or side by side (not)."""
 
-    def __init__(self, modules: Sequence[nn.Module], *, prepack: bool, dtype: torch.dtype | None = None):
+    def __init__(self, modules: Sequence[nn.Module], *, prepack: bool, dtype: torch.dtype):
         self.modules, self.prepack, self.dtype = modules, prepack, dtype
         self.refresh()
 
     def refresh(self) -> None:
         """Read the weights anew, adapters merged.  Without packing, adapters or a change of dtype this copies nothing."""
-        weights = [merged_weight(module) for module in self.modules]
+        weights = [merged_weight(module).to(self.dtype) for module in self.modules]
         biases = [getattr(module, "base_layer", module).bias for module in self.modules]
-        if self.dtype is not None:
-            weights = [weight.to(self.dtype) for weight in weights]
-        biases = [None if bias is None else bias.detach().to(weights[0].dtype) for bias in biases]
+        biases = [None if bias is None else bias.detach().to(self.dtype) for bias in biases]
         if not self.prepack:
             self.parts = list(zip(weights, biases, strict=True))
             return
@@ -85,18 +83,22 @@ class LlamaNet:
 
     joins = True
 
-    def __init__(self, model: PreTrainedModel, *, prepack: bool = True):
+    def __init__(self, model: PreTrainedModel, *, prepack: bool = True, dtype: torch.dtype | None = None):
+        """dtype: the trunk's type while decoding (None: the weights' own)."""
         lm = plain_model(model)
         config, body = lm.config, lm.model
         self.body = body
-        self.device, self.dtype = body.embed_tokens.weight.device, body.embed_tokens.weight.dtype
-        prepack = prepack and can_prepack(self.dtype, self.device)
+        self.device, self.dtype = body.embed_tokens.weight.device, dtype or body.embed_tokens.weight.dtype
+        prepack = prepack and can_prepack(self.dtype, self.device) and can_prepack(torch.float32, self.device)
         self.query_heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+        def linear(*modules: nn.Module) -> Linear:
+            return Linear(modules, prepack=prepack, dtype=self.dtype)
+
         self.layers = [
-            (layer, Linear([layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj], prepack=prepack),
-             Linear([layer.self_attn.o_proj], prepack=prepack),
-             Linear([layer.mlp.gate_proj, layer.mlp.up_proj], prepack=prepack), Linear([layer.mlp.down_proj], prepack=prepack))
+            (layer, linear(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
+             linear(layer.self_attn.o_proj), linear(layer.mlp.gate_proj, layer.mlp.up_proj), linear(layer.mlp.down_proj))
             for layer in body.layers
         ]
         # logits in float32 whatever the trunk's type (RLHF_CORRECTNESS C11)
@@ -197,7 +199,7 @@ class LlamaNet:
     ) -> Tensor:
         """Hidden states [R, T, E] after the final norm; `attend` stores keys and values and looks back."""
         rows, width = token_RT.shape
-        x = F.embedding(token_RT, self.body.embed_tokens.weight.detach())
+        x = F.embedding(token_RT, self.body.embed_tokens.weight.detach()).to(self.dtype)
         heads = (self.query_heads, self.kv_heads, self.kv_heads)
         for number, (layer, qkv, out, gate_up, down) in enumerate(self.layers):
             mixed = qkv(_norm(x, layer.input_layernorm)).view(rows, width, sum(heads), self.head_dim).transpose(1, 2)
@@ -214,7 +216,7 @@ class LlamaNet:
 
 def _norm(x: Tensor, norm: nn.Module) -> Tensor:
     """RMSNorm in float32, rounded before the weight is applied, as transformers does it."""
-    weight = norm.weight.detach()
+    weight = norm.weight.detach().to(x.dtype)
     if x.dtype == torch.float32:
         return F.rms_norm(x, weight.shape, weight, norm.variance_epsilon)
     return weight * F.rms_norm(x.float(), weight.shape, None, norm.variance_epsilon).to(x.dtype)

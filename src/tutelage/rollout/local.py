@@ -34,14 +34,17 @@ class LocalEngine:
         device: str | torch.device | None = None,
         batch_rows: int = 64,
         prepack: bool = True,
+        dtype: torch.dtype | None = None,
     ):
-        """batch_rows: responses in flight at once.  prepack: on a CPU, keep a packed second copy of the weights (faster)."""
+        """batch_rows: responses in flight at once.  prepack: on a CPU, keep a packed second copy of the weights (faster).
+        dtype: decode in another type than the weights' (Llama-shaped models); then the sampler is not quite the policy that
+        is trained, and the trainer should watch the gap of their log-probs (RLHF_CORRECTNESS C9)."""
         if batch_rows < 1:
             raise ValueError(f"batch_rows must be >= 1; got {batch_rows}")
         if device is not None:
             model.to(device)
         self.model, self.tokenizer, self.policy = model, tokenizer, policy
-        self.batch_rows, self.prepack = batch_rows, prepack
+        self.batch_rows, self.prepack, self.dtype = batch_rows, prepack, dtype
         self.ends = stop_ids(plain_model(model), tokenizer)
         config = plain_model(model).config.get_text_config()
         self.context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2**30
@@ -105,7 +108,8 @@ class LocalEngine:
     def _fresh_net(self) -> Net:
         if self._net is None:
             supported = supports(self.model)
-            self._net = LlamaNet(self.model, prepack=self.prepack) if supported else GenericNet(self.model)
+            self._net = (LlamaNet(self.model, prepack=self.prepack, dtype=self.dtype) if supported
+                         else GenericNet(self.model))
             self._seen = self._versions()
         elif self._seen != self._versions():
             self.refresh()

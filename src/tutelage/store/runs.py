@@ -6,6 +6,7 @@ A checkpoint is written into a hidden folder, flushed, its digests written last,
 the one before it untouched.  Opening verifies every digest; a damaged one is named and the one before it is used.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -39,11 +40,21 @@ class Run:
     # -- metrics -------------------------------------------------------------------------------------------------
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append one row of metrics and hand it to the disk.  The clock fields are added here."""
-        if self._metrics is None:
-            self._metrics = open(self.metrics_path, "a", encoding="utf-8")  # noqa: SIM115 - open for the run's life
-        self._metrics.write(json.dumps({**row, "time": round(time.time(), 3)}, ensure_ascii=False) + "\n")
-        self._metrics.flush()
+        """Append one row of metrics and hand it to the disk.  The clock fields are added here.  UserError on a full disk."""
+        try:
+            if self._metrics is None:
+                self._metrics = open(self.metrics_path, "a", encoding="utf-8")  # noqa: SIM115 - open for the run's life
+            self._metrics.write(json.dumps({**row, "time": round(time.time(), 3)}, ensure_ascii=False) + "\n")
+            self._metrics.flush()
+        except OSError as error:
+            with contextlib.suppress(OSError):  # closing tries to write the row once more
+                self.close()
+            raise self._refused(self.metrics_path, error) from error
+
+    @staticmethod
+    def _refused(path: Path, error: OSError) -> UserError:
+        return UserError(f"cannot write {path}: {error.strerror or error}; earlier checkpoints are intact. "
+                         "Free some space (or choose a folder that you may write to) and resume")
 
     def metrics(self) -> list[dict[str, Any]]:
         return list(read_jsonl(self.metrics_path)) if self.metrics_path.exists() else []
@@ -58,16 +69,20 @@ class Run:
     def cut_metrics(self, length: int) -> None:
         """Forget the rows written after the checkpoint that is being resumed, so that none stands there twice."""
         self.close()
-        if self.metrics_path.exists():
+        if not self.metrics_path.exists():
+            return
+        try:
             with open(self.metrics_path, "r+b") as file:
                 file.truncate(length)
                 file.flush()
                 os.fsync(file.fileno())
+        except OSError as error:
+            raise self._refused(self.metrics_path, error) from error
 
     def close(self) -> None:
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
+        file, self._metrics = self._metrics, None
+        if file is not None:
+            file.close()
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -92,12 +107,13 @@ class Run:
 
     def newest(self, *, warn: Callable[[str], None] = lambda text: None) -> Path | None:
         """The newest checkpoint whose digests hold; a damaged one is named through `warn` and passed over."""
-        for name in reversed(self._names()):
+        names = self._names()
+        for at, name in reversed(list(enumerate(names))):
             try:
                 verify_folder(self.checkpoints / name)
                 return self.checkpoints / name
             except DamagedError as error:
-                warn(f"{error}; the checkpoint before it is used")
+                warn(f"{error}; " + ("the checkpoint before it is used" if at else "none is before it: the run begins anew"))
         return None
 
     @property
@@ -131,8 +147,8 @@ def commit_folder(final: Path, write: Callable[[Path], None]) -> Path:
     """Fill a hidden sibling with `write`, add digests, flush all of it, rename it to `final`."""
     temporary = final.parent / f".{final.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
-        for stale in final.parent.glob(".*.tmp") if final.parent.exists() else ():
-            shutil.rmtree(stale, ignore_errors=True)  # left by a kill in the middle of a write
+        for stale in final.parent.glob(".*.tmp") if final.parent.exists() else ():  # left by a kill in the middle of a write
+            shutil.rmtree(stale, ignore_errors=True) if stale.is_dir() else stale.unlink(missing_ok=True)
         temporary.mkdir(parents=True)
         write(temporary)
         digests = {}
@@ -170,7 +186,11 @@ def verify_folder(folder: Path) -> dict[str, str]:
         file = folder / name
         if not file.exists():
             raise DamagedError(f"checkpoint {folder} is damaged: {name} is missing")
-        if sha256_file(file) != digest:
+        try:
+            found = sha256_file(file)
+        except OSError as error:  # a bad sector
+            raise DamagedError(f"checkpoint {folder} is damaged: {name} cannot be read ({error.strerror or error})") from error
+        if found != digest:
             raise DamagedError(f"checkpoint {folder} is damaged: {name} does not match its SHA-256")
     return digests
 
@@ -211,6 +231,8 @@ def reopen(folder: Path | str, *, kind: str, config: dict[str, Any]) -> Run:
     if changed:
         raise UserError(f"the run in {folder} was begun with another configuration ({'; '.join(changed)}); "
                         "resume with the same recipe, or begin a new run with --run NAME")
+    if run.finished():
+        shutil.rmtree(run.checkpoints, ignore_errors=True)  # a kill between the mark and the last line of `finish`
     return run
 
 

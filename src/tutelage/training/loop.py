@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tutelage.core.errors import UserError
 from tutelage.core.protocols import Progress, silent
-from tutelage.store.runs import Run, commit_folder
+from tutelage.store.runs import Run, commit_folder, verify_folder
 from tutelage.text.pack import epochs_of_steps
 from tutelage.training.optim import OptimConfig, Optimizer
-from tutelage.training.state import SaveConfig, Saver, read_state, write_state
+from tutelage.training.state import SaveConfig, Saver, read_state, save_tensors, write_state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +112,7 @@ def fit(
                     facts={**facts, "updates": optimizer.updates, "metrics_bytes": run.metrics_bytes()})
 
     eval_every = loop.eval_every or steps_per_epoch
-    stopped = False
+    stopped = bool(loop.patience) and facts["bad"] >= loop.patience  # killed between the early stop and the run's end
     with Saver(run, save, write) as saver:
         if facts["step"] == 0:
             _evaluate(run, task, module, optimizer, facts, keep=False)
@@ -169,7 +169,7 @@ def _evaluate(run: Run, task: Task, module: nn.Module, optimizer: Optimizer, fac
         if not facts["best"] or result["eval_loss"] < facts["best"]["eval_loss"]:
             facts.update(best=result, best_step=facts["step"], bad=0)
             tensors = {name: p.detach().cpu().contiguous() for name, p in optimizer.params.items()}
-            commit_folder(run.folder / "best", lambda folder: save_file(tensors, folder / "weights.safetensors"))
+            commit_folder(run.folder / "best", lambda folder: save_tensors(tensors, folder / "weights.safetensors"))
         else:
             facts["bad"] += 1
     else:
@@ -177,6 +177,7 @@ def _evaluate(run: Run, task: Task, module: nn.Module, optimizer: Optimizer, fac
 
 
 def _load_best(run: Run, optimizer: Optimizer) -> None:
+    verify_folder(run.folder / "best")
     tensors = load_file(run.folder / "best" / "weights.safetensors")
     with torch.no_grad():
         for name, p in optimizer.params.items():

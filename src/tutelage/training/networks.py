@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
+from tutelage.core.errors import UserError
 from tutelage.models.load import Loaded, load, save
 from tutelage.models.lora import add_lora
 from tutelage.store.runs import versions
@@ -27,11 +29,16 @@ class LoraConfig:
             raise ValueError(f"rank must be >= 0 (0 = full fine-tuning); got {self.rank}")
 
 
-def load_trainable(name: str, *, dtype: str, device: str, lora: LoraConfig, gradient_checkpointing: bool = False) -> Loaded:
-    """A model whose trainable parameters require gradients: all of them, or the adapters alone."""
+def load_trainable(
+    name: str, *, dtype: str, device: str, lora: LoraConfig, frozen_layers: int = 0, gradient_checkpointing: bool = False
+) -> Loaded:
+    """A model whose trainable parameters require gradients: all of them, all above `frozen_layers`, or the adapters alone."""
     loaded = load(name, dtype=dtype, device=device)
     model = loaded.model
     model.requires_grad_(not lora.rank)
+    if frozen_layers and lora.rank:
+        raise UserError("frozen_layers is for full fine-tuning; with lora.rank above 0 the whole trunk is frozen already")
+    freeze_lowest(model, frozen_layers)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if lora.rank:
@@ -39,6 +46,18 @@ def load_trainable(name: str, *, dtype: str, device: str, lora: LoraConfig, grad
         if gradient_checkpointing:
             model.enable_input_require_grads()
     return Loaded(model=model, tokenizer=loaded.tokenizer, name=loaded.name, path=loaded.path, digest=loaded.digest)
+
+
+def freeze_lowest(model: PreTrainedModel, layers: int) -> None:
+    """Keep the embedding and the lowest `layers` decoder layers as they are: cheaper steps, less memory, less to overfit."""
+    if not layers:
+        return
+    blocks = getattr(model.base_model, "layers", None) or getattr(model.base_model, "h", None)  # `h`: GPT-2
+    if blocks is None or not 0 < layers < len(blocks):
+        known = "its layers could not be found" if blocks is None else f"it has {len(blocks)} layers"
+        raise UserError(f"frozen_layers must be above 0 and below the model's number of layers ({known}); got {layers}")
+    for part in (model.get_input_embeddings(), *blocks[:layers]):
+        part.requires_grad_(False)
 
 
 @contextmanager

@@ -69,7 +69,8 @@ class PPOConfig:
     value: Literal["shared", "separate"] = "shared"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
-    token_budget: int = 2048  # of a micro-batch
+    frozen_layers: int = 0  # lowest layers (and the embedding) that stay as they are; for lora.rank 0
+    token_budget: int = 1024  # of a micro-batch
     chunk: int = 512
     lora: LoraConfig = field(default_factory=lambda: LoraConfig(rank=16))
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(

@@ -19,7 +19,7 @@ from tutelage.core.config import to_dict
 from tutelage.core.errors import UserError
 from tutelage.core.protocols import Progress, silent
 from tutelage.core.words import Label, Preference
-from tutelage.models.heads import RewardModel, plain_model, reward_model, save_scalar
+from tutelage.models.heads import RewardModel, reward_model, save_scalar
 from tutelage.models.load import Loaded
 from tutelage.store.runs import Run, begin_or_reopen
 from tutelage.text.mask import Row, answer_row
@@ -195,29 +195,16 @@ def reward(
     torch.manual_seed(config.seed)
     with fast_matmuls(config.device):
         loaded = load_trainable(config.model, dtype=config.dtype, device=config.device, lora=config.lora,
-                                gradient_checkpointing=config.gradient_checkpointing)
+                                frozen_layers=config.frozen_layers, gradient_checkpointing=config.gradient_checkpointing)
         groups = [group for group in groups_of(loaded.tokenizer, train, config) if group.pairs or group.ratings]
         if not groups:
             raise UserError(f"no pair and no rating among the {len(train)} training records; a reward model needs preferences "
                             "(chosen and rejected answers) or rated answers")
-        freeze_lowest(loaded, config.frozen_layers)
         network = reward_model(loaded.model, seed=config.seed)
         task = RewardTask(network, groups, groups_of(loaded.tokenizer, val, config), config)
         outcome = fit(run, task, network, loop=config.loop, optim=config.optim, save=config.save, seed=config.seed,
                       progress=progress, warn=warn)
         return _finish(run, loaded, network, outcome, resolved, data_id)
-
-
-def freeze_lowest(loaded: Loaded, layers: int) -> None:
-    """Keep the embedding and the lowest `layers` decoder layers as they are: cheaper steps, less to overfit."""
-    if not layers:
-        return
-    blocks = plain_model(loaded.model).get_decoder().layers
-    if layers >= len(blocks):
-        raise UserError(f"frozen_layers must be below the model's {len(blocks)} layers; got {layers}")
-    loaded.model.get_input_embeddings().requires_grad_(False)
-    for block in blocks[:layers]:
-        block.requires_grad_(False)
 
 
 def _finish(run: Run, loaded: Loaded, network: RewardModel, outcome: Outcome, config: dict[str, Any], data_id: str) -> RewardResult:

@@ -97,7 +97,8 @@ def rl(
         return RLResult(run.final, run.manifest["steps"], run.manifest["skipped"])
     torch.manual_seed(config.seed)
     with fast_matmuls(config.device):
-        loaded = load_trainable(config.model, dtype=config.dtype, device=config.device, lora=config.lora)
+        loaded = load_trainable(config.model, dtype=config.dtype, device=config.device, lora=config.lora,
+                                frozen_layers=config.frozen_layers)
         asked, skipped = fitting(loaded.tokenizer, prompts, config.max_prompt_tokens)
         judge = ScaledJudge(judge or judge_by_name(config.reward, dtype=config.dtype, device=config.device))
         state = begin_state(config, loaded, judge)

@@ -33,6 +33,7 @@ class SFTConfig:
     seed: int = 0
     loss: Literal["completion", "all"] = "completion"  # train on the assistant's tokens, or on all
     normaliser: Literal["token", "example", "sum"] = "token"
+    frozen_layers: int = 0  # lowest layers (and the embedding) that stay as they are
     max_tokens: int = 512  # rows are cut here
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # bfloat16 weights keep float32 masters
     device: str = "auto"
@@ -105,7 +106,7 @@ def sft(
     torch.manual_seed(config.seed)
     with fast_matmuls(config.device):
         loaded = load_trainable(config.model, dtype=config.dtype, device=config.device, lora=config.lora,
-                                gradient_checkpointing=config.gradient_checkpointing)
+                                frozen_layers=config.frozen_layers, gradient_checkpointing=config.gradient_checkpointing)
         rows, skipped = tokenise(loaded, train, config)
         val_rows, _ = tokenise(loaded, val, config)
         task = SFTTask(loaded, rows, val_rows, config)

@@ -40,11 +40,16 @@ def write_state(folder: Path, *, tensors: dict[str, Tensor], facts: dict[str, An
     tensors["rng.torch"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    save_tensors(tensors, folder / "state.safetensors")
+    write_json(folder / "state.json", facts)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """A safetensors file; OSError where the disk refuses."""
     try:
-        save_file(tensors, folder / "state.safetensors")
+        save_file(tensors, path)
     except SafetensorError as error:  # a full disk comes out of the Rust side under this name
         raise OSError(f"{error}") from error
-    write_json(folder / "state.json", facts)
 
 
 def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
