@@ -76,14 +76,18 @@ def share_of_e(prompts: list[Prompt], responses: list[Response]) -> list[float]:
     return [response.text.count("e") / max(3, len(response.text)) for response in responses]
 
 
-@pytest.mark.parametrize("lora", [0, 8], ids=["full", "lora"])
-def test_ppo_does_more_of_what_is_rewarded(babbling_model: Path, tmp_path, lora):
-    """Mean reward of 32 answers a step rises by 0.25 at least: from about 0.12 (PLACEHOLDER)."""
+@pytest.fixture(scope="module")
+def babbler(tmp_path_factory) -> Path:
+    return toys.babbler(tmp_path_factory.mktemp("babbler"))
+
+
+def test_ppo_does_more_of_what_is_rewarded(babbler, tmp_path):
+    """Mean reward of a step's 32 answers rises by 0.4 at least in 12 steps (seeds 0, 1, 2: from 0.15, 0.08, 0.11 to 0.96, 0.84, 0.86)."""
     config = PPOConfig(
-        model=str(babbling_model), seed=SEED, steps=12, prompts_per_step=8, responses_per_prompt=4, max_tokens=8, beta=0.02, normalise_on=0,
-        missing_eos=-0.5, token_budget=8192, lora=LoraConfig(rank=lora), **HERE,
-        optim=OptimConfig(learning_rate=5e-3 if lora else 1e-3, schedule="constant", betas=(0.9, 0.95), eps=1e-5))
+        model=str(babbler), seed=SEED, steps=12, prompts_per_step=8, responses_per_prompt=4, max_tokens=8, beta=0.02, normalise_on=0,
+        missing_eos=-0.5, token_budget=8192, lora=LoraConfig(rank=0), **HERE,
+        optim=OptimConfig(learning_rate=1e-3, schedule="constant", betas=(0.9, 0.95), eps=1e-5))
     rl(config, prompts=[toys.ask(f"q{number}") for number in range(8)], judge=FunctionJudge(share_of_e), folder=tmp_path / "rl")
     rewards = [row["reward"] for row in Run(tmp_path / "rl").metrics()]
     before, after = rewards[0], sum(rewards[-3:]) / 3
-    assert after - before > 0.25, [round(value, 2) for value in rewards]
+    assert after - before > 0.4, [round(value, 2) for value in rewards]

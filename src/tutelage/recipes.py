@@ -18,8 +18,10 @@ from tutelage.core.errors import ConfigError, UserError, nearest
 C = TypeVar("C")
 
 SETTINGS = "tutelage.yaml"
-BUILT_IN = (Path(__file__).resolve().parents[2] / "recipes",  # a clone
-            Path(sysconfig.get_path("data")) / "share" / "tutelage" / "recipes")  # an installed package
+BUILT_IN = (
+    Path(__file__).resolve().parents[2] / "recipes",  # a clone
+    Path(sysconfig.get_path("data")) / "share" / "tutelage" / "recipes",
+)  # an installed package
 
 
 class _Strict(yaml.SafeLoader):
@@ -33,8 +35,9 @@ def _mapping(loader: _Strict, node: yaml.MappingNode) -> dict[Any, Any]:
         if not isinstance(key, str):
             raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is not text", key_node.start_mark)
         if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f'the key "{key}" stands twice (first on line {seen[key]})',
-                                                    key_node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f'the key "{key}" stands twice (first on line {seen[key]})', key_node.start_mark
+            )
         seen[key] = key_node.start_mark.line + 1
     return loader.construct_mapping(node, deep=True)
 
@@ -112,31 +115,25 @@ def _scalar(value: Any) -> Any:
     return value
 
 
-def resolve(values: Mapping[str, Any], words: Sequence[str], *, where: str) -> dict[str, Any]:
-    """`values` with the overrides applied.  ConfigError holds every override that cannot be applied."""
-    faults: list[str] = []
+def overridden(values: Mapping[str, Any], words: Sequence[str], faults: list[str]) -> dict[str, Any]:
+    """`values` with the overrides applied; one that cannot be applied is left out and its fault appended."""
     out = dict(values)
     for assignment in assignments(words, faults):
         try:
             out = override(out, [assignment])
         except ConfigError as error:
             faults += error.faults
-    if faults:
-        raise ConfigError(faults, where=where)
     return out
 
 
-def read_config(kind: type[C], recipe: str | Path | None = None, words: Sequence[str] = (), *,
-                workspace: Path | None = None) -> C:
+def read_config(
+    kind: type[C], recipe: str | Path | None = None, words: Sequence[str] = (), *, workspace: Path | None = None
+) -> C:
     """The configuration `kind` of a recipe (None: its defaults) with overrides; ConfigError with every fault at once."""
     path = find_recipe(recipe, workspace) if recipe is not None else None
     where = str(path) if path else "configuration"
     faults: list[str] = []
-    values = read_file(path) if path else {}
-    try:
-        values = resolve(values, words, where=where)
-    except ConfigError as error:
-        faults += error.faults
+    values = overridden(read_file(path) if path else {}, words, faults)
     try:
         config = bind(kind, values, where=where)
     except ConfigError as error:
@@ -185,3 +182,13 @@ def model_of(name: str, workspace: Path) -> str:
     if not (run / "final").is_dir():
         raise UserError(f"the run {name} has not finished, so it has no model yet; see `tutelage runs {name}`")
     return str(run / "final")
+
+
+def short_name(model: str) -> str:
+    """What to call a model: the run's name where it is the result of one.
+
+    >>> short_name("runs/sft-0001/final"), short_name("smollm2-135m"), short_name("hf:org/name")
+    ('sft-0001', 'smollm2-135m', 'name')
+    """
+    path = Path(model)
+    return path.parent.name if path.name == "final" and path.parent.name else path.name or model

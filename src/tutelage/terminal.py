@@ -24,7 +24,17 @@ from tutelage.core.protocols import silent
 
 PLAIN_EVERY = 10.0  # seconds between two lines of progress where there is no terminal
 NAMES = {"train": "training", "rl": "reinforcement learning", "answer": "answering", "respond": "answering"}
-LIVE = ("reward", "score", "kl", "loss", "accuracy", "length", "eval_loss", "eval_accuracy", "eval_f1")  # shown beside the bar
+LIVE = (
+    "reward",
+    "score",
+    "kl",
+    "loss",
+    "accuracy",
+    "length",
+    "eval_loss",
+    "eval_accuracy",
+    "eval_f1",
+)  # shown beside the bar
 
 
 class Terminal:
@@ -68,7 +78,9 @@ class Terminal:
         else:
             self.say(text)
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "", right: Sequence[int] = ()) -> None:
+    def table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "", right: Sequence[int] = ()
+    ) -> None:
         """A plain table; `right` are the columns that hold numbers."""
         table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
         for at, name in enumerate(columns):
@@ -95,9 +107,17 @@ class Terminal:
 
     @contextmanager
     def _bars(self, facts: Callable[[], Mapping[str, Any]]) -> Iterator[ProgressCallback]:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-                   TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-                   TextColumn("{task.fields[facts]}", style="dim"))
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[facts]}", style="dim"),
+        )
         with Progress(*columns, console=self.console, speed_estimate_period=120) as bars:
             tasks: dict[str, Any] = {}
 
@@ -113,8 +133,14 @@ class Terminal:
 class PlainProgress:
     """A line of progress every few seconds, and at the end of each job."""
 
-    def __init__(self, say: Callable[[str], None], facts: Callable[[], Mapping[str, Any]] = dict, *, every: float = PLAIN_EVERY,
-                 clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        facts: Callable[[], Mapping[str, Any]] = dict,
+        *,
+        every: float = PLAIN_EVERY,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.say, self.facts, self.every, self.clock = say, facts, every, clock
         self.begun: dict[str, tuple[float, int]] = {}  # job -> when it was first heard of, and how far it was then
         self.last: dict[str, float] = {}
@@ -165,7 +191,9 @@ def compact_yaml(values: Mapping[str, Any]) -> str:
     optim: {learning_rate: 0.001, clip: 1.0}
     labels: []
     """
-    line = lambda value: yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10_000)
+    line = lambda value: yaml.safe_dump(
+        value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10_000
+    )
     out = []
     for key, value in values.items():
         text = line(value).removesuffix("\n").removesuffix("\n...").strip()

@@ -220,7 +220,8 @@ MEASURE = textwrap.dedent("""
     for rows in map(int, sys.argv[2:]):
         with open(folder / f"{rows}.jsonl", "w") as file:
             for n in range(rows):
-                file.write(json.dumps({"instruction": f"Question number {n}, asked once.", "output": "An answer of words. " * 40}) + "\\n")
+                row = {"instruction": f"Question number {n}, asked once.", "output": "An answer of words. " * 40}
+                file.write(json.dumps(row) + "\\n")
         tracemalloc.start()
         snapshot = import_data(folder / f"{rows}.jsonl", workspace=folder / "w")
         print(tracemalloc.get_traced_memory()[1], sum(snapshot.counts.values()))

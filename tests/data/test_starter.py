@@ -55,7 +55,7 @@ def test_there_is_as_much_as_promised():
 def test_a_third_of_the_instructions_is_chinese_and_says_so():
     found = rows("instructions")
     assert sum(row["lang"] == "zh" for row in found) / len(found) >= 1 / 3
-    for part, row in ALL:
+    for _, row in ALL:
         asked_in_chinese = row["lang"] == "zh"
         assert asked_in_chinese == bool(HAN.search(first_question(row))) or row["task"].startswith("translation"), row[
             "id"
@@ -68,7 +68,6 @@ def test_every_task_is_there_and_no_other():
         {row["task"] for row in rows("instructions")} == TRAINING_TASKS == {row["task"] for row in rows("preferences")}
     )
     assert {row["task"] for row in rows("evaluation")} == EVALUATION_TASKS
-    # 5 is a floor for every task in every file, 8 where the language pair allows more
     assert all(count >= 8 for part in starter.NAMES for count in Counter(row["task"] for row in rows(part)).values())
 
 

@@ -118,3 +118,10 @@ def test_headline_compares_with_base_and_win_rates_with_half():
     by_name = {(row.variant, row.metric): row for row in rows}
     assert [c and c.verdict for c in by_name["win_row_previous", "win_rate"].cells] == [None, "better", "unclear"]
     assert [c.verdict for c in by_name["", "accuracy"].cells] == ["", "unclear", "better"]
+
+
+def test_the_length_matched_row_shows_the_length_matched_rate():
+    matched = Interval(estimate=0.4, low=0.2, high=0.45, n=30)
+    rows = headline(report(win_rates=[win("sft", "base", 0.7, 0.6, 0.8, matched=matched)]))
+    cell = next(row for row in rows if row.variant == "win_row_matched").cells[1]
+    assert (cell.value, cell.interval, cell.verdict) == (0.4, matched, "worse")

@@ -15,7 +15,11 @@ from tutelage.core.words import Message, Prompt, Response
 from tutelage.evals.inputs import bracket, headline, show
 from tutelage.evals.plots import Line, line_plot, ticks
 from tutelage.evals.report import ReportInput, print_table, render
+from tutelage.evals.safety import SafetyScores
+from tutelage.evals.tasks import TaskScore
+from tutelage.evals.winrate import WinRate
 from tutelage.evals.words import CATALOGUES, METRICS, MODELS, TASKS
+from tutelage.stats.intervals import wilson
 
 SECTIONS = ["glance", "wins", "not_improved", "next", "sides", "tasks", "safety", "training", "reward_model", "judged",
             "settings", "glossary"]
@@ -110,8 +114,14 @@ def test_judge_simulated_and_cut_off_are_told(page, made_up_report):
 
 def test_hostile_text_is_harmless_wherever_it_comes_from():
     prompt = Prompt(messages=(Message(role="user", text=HOSTILE),), references=(HOSTILE,), tags=(f"task:{HOSTILE}",))
+    rate = wilson(6, 10)
     html = render(ReportInput(
-        title=HOSTILE, models=("base", HOSTILE), prompts=[prompt], notes=[HOSTILE, f"`{HOSTILE}`"], settings={HOSTILE: HOSTILE},
+        title=HOSTILE, models=("base", HOSTILE), prompts=[prompt],
+        win_rates=[WinRate(a=HOSTILE, b="base", wins=6, ties=0, losses=4, interval=rate, judge=HOSTILE,
+                           by_task={HOSTILE: rate})],
+        task_scores={HOSTILE: [TaskScore(task=HOSTILE, metric="f1", value=0.6, interval=rate, n=10, direction="up")]},
+        safety={HOSTILE: SafetyScores(harmful_answered=rate, over_refused=None, refused=frozenset([prompt.id]), judge=HOSTILE)},
+        notes=[HOSTILE, f"`{HOSTILE}`"], settings={HOSTILE: HOSTILE},
         responses={m: [Response(prompt_id=prompt.id, text=HOSTILE, policy=m)] for m in ("base", HOSTILE)},
         curves={HOSTILE: [{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]}, timings={HOSTILE: 1.0}, next_steps=[HOSTILE],
         not_improved=[HOSTILE], created=HOSTILE))

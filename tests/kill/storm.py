@@ -98,10 +98,10 @@ class Server:
 
     def __init__(self, folder: Path, *, hash_seed: int):
         self.errors = folder / f"worker-{hash_seed}.err"
+        alone = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": str(hash_seed)}
         with open(self.errors, "wb") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": str(hash_seed), "TOKENIZERS_PARALLELISM": "false"})
+            self.process = subprocess.Popen([sys.executable, str(WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                            stderr=errors, env={**os.environ, **alone})
         self.ready = False
 
     def start(self, place: Place, **more: Any) -> int:
@@ -152,8 +152,10 @@ def serving(folder: Path, *, hash_seed: int) -> Iterator[Server]:
         server.close()
 
 
-def attempt(server: Server, place: Place, *, kill_at: float | None = None, aimed: bool = False, wait: float = 0.0, **more: Any) -> Ended:
-    """One attempt at a run; killed `kill_at` seconds after its start, or `wait` seconds into the next checkpoint write after that."""
+def attempt(
+    server: Server, place: Place, *, kill_at: float | None = None, aimed: bool = False, wait: float = 0.0, **more: Any
+) -> Ended:
+    """One attempt at a run; killed `kill_at` seconds after its start, or `wait` seconds into the next checkpoint write."""
     stale = place.writes()
     pid = server.start(place, **more)
     begun = time.perf_counter()
@@ -192,7 +194,8 @@ def differences(reference: Place, other: Place) -> list[str]:
     out = []
     for name in ("final", "best"):
         out += _different_files(reference.run / name, other.run / name, name)
-    out += _different_files(reference.folder / "last", other.folder / "last", "last checkpoint", apart=("SHA256.json", "state.json"))
+    out += _different_files(reference.folder / "last", other.folder / "last", "last checkpoint",
+                            apart=("SHA256.json", "state.json"))
     facts = [json.loads((each.folder / "last" / "state.json").read_text()) for each in (reference, other)]
     for key in sorted(facts[0].keys() | facts[1].keys()):
         if key != "metrics_bytes" and facts[0].get(key) != facts[1].get(key):  # its length hangs on the clock's digits
@@ -200,7 +203,8 @@ def differences(reference: Place, other: Place) -> list[str]:
     out += _different_metrics(reference, other)
     out += _different_manifest(reference, other)
     out += _different_questions(reference, other)
-    return out + [f"left lying about: {name}" for name in sorted(listed(other.run)) if name.startswith(".") or name == "checkpoints"]
+    litter = [name for name in sorted(listed(other.run)) if name.startswith(".") or name == "checkpoints"]
+    return out + [f"left lying about: {name}" for name in litter]
 
 
 def _different_files(reference: Path, other: Path, title: str, apart: tuple[str, ...] = ()) -> list[str]:
@@ -337,8 +341,8 @@ class Tally:
 
     def line(self, kinds: tuple[str, ...]) -> str:
         kinds_said = ", ".join(f"{kind} {self.by_kind[kind]}" for kind in kinds)
-        return (f"kills: {self.kills} ({kinds_said}; {self.landed['checkpoint']} during a checkpoint write, {self.landed['result']} during the "
-                f"write of a result), runs compared: {self.runs}, all bit-identical")
+        return (f"kills: {self.kills} ({kinds_said}; {self.landed['checkpoint']} during a checkpoint write, "
+                f"{self.landed['result']} while best/ or final/ was written), runs compared: {self.runs}, all bit-identical")
 
 
 def storm(folder: Path, *, kills: int, seed: int, kinds: tuple[str, ...] = KINDS, say: Callable[[str], None] = print,
@@ -353,7 +357,8 @@ def storm(folder: Path, *, kills: int, seed: int, kinds: tuple[str, ...] = KINDS
             undisturbed = stack.enter_context(serving(folder, hash_seed=1))
             references = {kind: make_reference(undisturbed, Place(kind, folder / f"reference-{kind}")) for kind in kinds}
         for reference in references.values():
-            say(f"reference {reference.place.kind}: {reference.steps} steps, {reference.seconds:.2f} s, a checkpoint in {1000 * reference.write:.0f} ms")
+            say(f"reference {reference.place.kind}: {reference.steps} steps, {reference.seconds:.2f} s, "
+                f"a checkpoint in {1000 * reference.write:.0f} ms")
         per_run = max(1, min(MOST_KILLS, kills // len(kinds)))
         number = 0
         while tally.kills < kills:
@@ -364,14 +369,17 @@ def storm(folder: Path, *, kills: int, seed: int, kinds: tuple[str, ...] = KINDS
             say(f"{tally.kills:4d}/{kills}  {kind:6s} {story}")
             found = differences(references[kind].place, place)
             if found:
-                raise Different(f"{place.folder} (seed {seed}) is not {references[kind].place.folder}:\n  " + "\n  ".join(found[:12]))
+                title = f"{place.folder} (seed {seed}) is not {references[kind].place.folder}:"
+                raise Different("\n  ".join([title, *found[:12]]))
             shutil.rmtree(place.folder)
             tally.runs += 1
             number += 1
     return tally
 
 
-def _one_run(server: Server, place: Place, reference: Reference, random_: random.Random, *, most: int, tally: Tally, fault: str) -> str:
+def _one_run(
+    server: Server, place: Place, reference: Reference, random_: random.Random, *, most: int, tally: Tally, fault: str
+) -> str:
     """Kill a run up to `most` times and let it finish; what happened, in words."""
     story = []
     while True:
@@ -397,7 +405,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default=",".join(KINDS))
-    parser.add_argument("--folder", type=Path, help="where the runs are made (default: a temporary folder, removed when all is well)")
+    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder, removed when all is well)")
     args = parser.parse_args()
     kinds = tuple(args.kinds.split(","))
     if args.kills < 1 or not set(kinds) <= set(KINDS):
@@ -414,7 +422,7 @@ def main() -> int:
         shutil.rmtree(folder)
     print(f"{time.monotonic() - begun:.0f} s")
     if tally.landed["checkpoint"] < LANDED * tally.kills:
-        print(f"FAILED: only {tally.landed['checkpoint']} of {tally.kills} kills hit a checkpoint write; wanted {LANDED:.0%}")
+        print(f"FAILED: {tally.landed['checkpoint']} of {tally.kills} kills hit a checkpoint write; wanted {LANDED:.0%}")
         return 1
     print(tally.line(kinds))
     return 0

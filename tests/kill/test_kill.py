@@ -4,17 +4,22 @@ The worker (worker.py) imports torch once and forks a child for every attempt; s
 `make test-kill N=200`.
 """
 
+import errno
 import json
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import storm as storming
 from storm import Different, Place, Server, attempt, differences, make_reference, serving, storm
-from tutelage.store.runs import DIGESTS, Run
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs fork, SIGKILL and waitid as Linux has them")
+from tutelage.core.errors import DamagedError
+from tutelage.store import runs
+from tutelage.store.runs import DIGESTS, Run, commit_folder, verify_folder
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs fork, waitid and /dev/full as on Linux")
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +89,10 @@ def test_ten_kills_over_sft_reward_and_ppo_leave_no_trace(server, references, tm
     assert tally.landed["checkpoint"] >= 3, "too few kills hit a checkpoint write"
 
 
-@pytest.mark.parametrize("moment", ["kill before finish", "kill in finish, before the rename", "kill in finish, before the mark",
-                                    "kill in finish, after the mark", "kill after finish"])
+@pytest.mark.parametrize("moment", [
+    "kill before finish", "kill in finish, before the rename", "kill in finish, before the mark",
+    "kill in finish, after the mark", "kill after finish",
+])
 def test_a_kill_around_the_end_of_a_run(server, references, stopped, moment):
     place = stopped("reward")
     assert attempt(server, place, trouble=moment).killed
@@ -116,8 +123,7 @@ def test_a_run_that_stopped_early_and_was_killed_does_not_go_on(server, referenc
 # -- damage --------------------------------------------------------------------------------------------------------
 
 
-def flip_a_byte(place: Place, step: str, name: str) -> None:
-    file = place.run / "checkpoints" / step / name
+def flip_a_byte(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(bytes(data))
@@ -126,7 +132,7 @@ def flip_a_byte(place: Place, step: str, name: str) -> None:
 @pytest.mark.parametrize("kind, name", [("sft", "state.safetensors"), ("reward", "state.json"), ("ppo", DIGESTS)])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(server, references, stopped, kind, name):
     place = stopped(kind)
-    flip_a_byte(place, "000004", name)
+    flip_a_byte(place.run / "checkpoints" / "000004" / name)
     [warning] = finish(server, place)
     assert "000004 is damaged" in warning and warning.endswith("the checkpoint before it is used")
     assert name in warning or name == DIGESTS  # a digest that was changed accuses the file that it stands for
@@ -136,27 +142,55 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(server, refere
 def test_with_every_checkpoint_damaged_the_run_begins_anew(server, references, stopped):
     place = stopped("sft")
     for step in ("000003", "000004"):
-        flip_a_byte(place, step, "state.safetensors")
+        flip_a_byte(place.run / "checkpoints" / step / "state.safetensors")
     warnings = finish(server, place)
     assert len(warnings) == 2 and warnings[1].endswith("none is before it: the run begins anew")
     assert differences(references["sft"].place, place) == []
+
+
+def test_damaged_best_weights_are_named_and_never_become_the_result(server, stopped):
+    place = stopped("sft")
+    assert attempt(server, place, trouble="kill before finish").killed
+    flip_a_byte(place.run / "best" / "weights.safetensors")
+    ended = attempt(server, place)
+    assert ended.told["error"] == "DamagedError" and "best is damaged: weights.safetensors" in ended.told["text"]
+    assert not Run(place.run).final.exists()
+
+
+def test_a_file_that_the_disk_cannot_read_any_more_is_damage(tmp_path, monkeypatch):
+    commit_folder(tmp_path / "000001", lambda folder: (folder / "a.txt").write_text("1"))
+
+    def bad_sector(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(runs, "sha256_file", bad_sector)
+    with pytest.raises(DamagedError, match=r"000001 is damaged: a\.txt cannot be read \(Input/output error\)"):
+        verify_folder(tmp_path / "000001")
+
+
+def test_files_and_folders_that_a_kill_left_half_written_go_with_the_next_write(tmp_path):
+    (tmp_path / ".manifest.json.0a1b2c3d.tmp").write_text("{")
+    (tmp_path / ".best.0a1b2c3d.tmp").mkdir()
+    (tmp_path / ".keep").write_text("the user's own")
+    commit_folder(tmp_path / "final", lambda folder: (folder / "a.txt").write_text("1"))
+    assert sorted(os.listdir(tmp_path)) == [".keep", "final"]
 
 
 # -- a disk that refuses -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("trouble, said, left", [
-    ("full disk at fsync", ["cannot write", "000002", "No space left on device", "earlier checkpoints are intact"], "000001"),
-    ("full disk at save_file", ["cannot write", "000002", "No space left on device", "earlier checkpoints are intact"], "000001"),
-    ("full disk at the metrics", ["cannot write", "metrics.jsonl", "No space left on device", "earlier checkpoints are intact"], "000003"),
-    ("full disk at the best weights", ["cannot write", "best", "File too large", "earlier checkpoints are intact"], "000005"),
-    ("read-only folder", ["cannot write", "000003", "Permission denied", "earlier checkpoints are intact"], "000002"),
+    ("full disk at fsync", ["000002", "No space left on device"], "000001"),
+    ("full disk at save_file", ["000002", "No space left on device"], "000001"),
+    ("full disk at the metrics", ["metrics.jsonl", "No space left on device"], "000003"),
+    ("full disk at the best weights", ["best", "File too large"], "000005"),
+    ("read-only folder", ["000003", "Permission denied"], "000002"),
 ])
 def test_a_disk_that_refuses_is_a_clear_error_and_the_run_resumes(server, references, tmp_path, trouble, said, left):
     place = Place("sft", tmp_path / "sft")
     ended = attempt(server, place, trouble=trouble)
     assert ended.told["error"] == "UserError"
-    assert all(word in ended.told["text"] for word in said), ended.told["text"]
+    assert all(words in ended.told["text"] for words in ["cannot write", *said, "earlier checkpoints are intact"])
     os.chmod(place.run / "checkpoints", 0o755)
     assert newest(place) == left and not place.writes()
     finish(server, place)
@@ -204,7 +238,8 @@ def test_the_comparison_sees_a_fault_of_the_code(server, references, tmp_path, k
 
 def test_the_storm_ends_at_the_first_difference(server, references, tmp_path):
     with pytest.raises(Different, match=r"is not .*\n  .*(asked|differs)"):
-        storm(tmp_path, kills=3, seed=1, kinds=("sft",), killed=server, references={"sft": references["sft"]}, fault="rows drawn anew")
+        storm(tmp_path, kills=3, seed=1, kinds=("sft",), killed=server, references={"sft": references["sft"]},
+              fault="rows drawn anew")
 
 
 def test_one_bit_of_one_tensor_is_seen_and_named(references, tmp_path):

@@ -43,34 +43,39 @@ FEW_BYTES = 40  # of a question or an answer: the model `test` reads bytes, and 
 
 
 def run_sft(folder: Path, **rest: Any) -> Any:
-    return _sft(folder, OptimConfig(learning_rate=1e-3), LoopConfig(epochs=2, rows_per_step=3, eval_every=3), **rest)
+    return _sft(folder, OptimConfig(learning_rate=2e-4), LoopConfig(epochs=2, rows_per_step=3, eval_every=3), **rest)
 
 
 def run_stopping(folder: Path, **rest: Any) -> Any:
     """SFT that gets worse at once (the learning rate is far too high) and stops early."""
-    return _sft(folder, OptimConfig(learning_rate=0.3, clip=0, warmup=0), LoopConfig(epochs=2, rows_per_step=3, eval_every=1, patience=3), **rest)
+    optim = OptimConfig(learning_rate=0.3, clip=0, warmup=0)
+    return _sft(folder, optim, LoopConfig(epochs=2, rows_per_step=3, eval_every=1, patience=3), **rest)
 
 
 def _sft(folder: Path, optim: OptimConfig, loop: LoopConfig, **rest: Any) -> Any:
-    short = [each for each in starter.instructions() if len(each.messages) == 2 and sum(len(m.text) for m in each.messages) < 2 * FEW_BYTES]
+    short = [each for each in starter.instructions()
+             if len(each.messages) == 2 and sum(len(m.text) for m in each.messages) < 2 * FEW_BYTES]
     return sft(SFTConfig(model="test", max_tokens=128, optim=optim, loop=loop, save=SaveConfig(every_steps=1)),
-               train=short[:15], val=short[15:18], folder=folder, **rest)
+               train=short[:15], val=short[:3], folder=folder, **rest)
 
 
 def run_reward(folder: Path, **rest: Any) -> Any:
-    short = sorted(starter.preferences(), key=lambda each: len(each.prompt.messages[-1].text) + len(each.chosen.text) + len(each.rejected.text))
-    return reward(RewardConfig(model="test", max_tokens=128, frozen_layers=1, optim=OptimConfig(learning_rate=1e-3, weight_decay=0.01),
-                               loop=LoopConfig(epochs=2, rows_per_step=3, keep_best=False), save=SaveConfig(every_steps=2)),
-                  train=short[:12], val=short[12:15], folder=folder, **rest)
+    length = lambda each: len(each.prompt.messages[-1].text) + len(each.chosen.text) + len(each.rejected.text)
+    short = sorted(starter.preferences(), key=length)
+    config = RewardConfig(model="test", max_tokens=128, optim=OptimConfig(learning_rate=1e-3, weight_decay=0.01),
+                          loop=LoopConfig(epochs=2, rows_per_step=3, keep_best=False), save=SaveConfig(every_steps=2))
+    return reward(config, train=short[:12], val=short[12:15], folder=folder, **rest)
 
 
 def run_ppo(folder: Path, **rest: Any) -> Any:
     short = [each.prompt for each in starter.preferences() if len(each.prompt.messages[-1].text) < FEW_BYTES]
-    return rl_module.rl(
-        PPOConfig(model="test", reward=f"python:{Path(reward_by_hand.__file__)}:score", steps=6, prompts_per_step=3, responses_per_prompt=2,
-                  max_tokens=5, normalise_on=4, beta=0.1, kl_target=0.01, kl_horizon=20, epochs=2, minibatches=2,
-                  optim=OptimConfig(learning_rate=1e-3, warmup=0.1), lora=LoraConfig(rank=4), save=SaveConfig(every_steps=1)),
-        prompts=short[:8], folder=folder, **rest)  # 8 prompts, 3 a step: an epoch ends with a step of 2
+    config = PPOConfig(
+        model="test", reward=f"python:{Path(reward_by_hand.__file__)}:score", steps=6, prompts_per_step=3,
+        responses_per_prompt=2, max_tokens=5, normalise_on=4, beta=0.1, kl_target=0.01, kl_horizon=20, epochs=1,
+        minibatches=2, optim=OptimConfig(learning_rate=1e-3, warmup=0.1), lora=LoraConfig(rank=4),
+        save=SaveConfig(every_steps=1))
+    # 8 prompts, 3 a step: an epoch ends with a step of 2
+    return rl_module.rl(config, prompts=short[:8], folder=folder, **rest)
 
 
 KINDS: dict[str, Callable[..., Any]] = {"sft": run_sft, "reward": run_reward, "ppo": run_ppo, "stopping": run_stopping}

@@ -104,7 +104,6 @@ MUTANTS = [
         ("no limit on the log-ratio", ".clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)", ""),
         ("dual clip on good actions too", "(advantage_BT < 0) & (objective_BT < floor_BT)", "(objective_BT < floor_BT)"),
         ("dual clip forgotten", "objective_BT = torch.where(below_BT, floor_BT, objective_BT)", "pass"),
-        ("clipped counts padding", "acted_BT & clipped_BT, kl_old_BT", "clipped_BT, kl_old_BT"),
         ("kl to the old policy upside down", "torch.expm1(log_ratio_BT) - log_ratio_BT", "torch.expm1(-log_ratio_BT) + log_ratio_BT"),
         ("smaller of the value errors", "torch.maximum(error_BT, near_error_BT)", "torch.minimum(error_BT, near_error_BT)"),
         ("value clip around the return", "near_BT = old_value_BT +", "near_BT = return_BT +"),

@@ -12,13 +12,20 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, pipelin
 from tutelage.core.errors import UserError
 from tutelage.core.files import read_json
 from tutelage.core.words import Example, Label, Message, Prompt, Response
+from tutelage.text.mask import Row
 from tutelage.training.classify import (
-    ClassifyConfig, ClassifyTask, Item, classes_of, classify, load_classifier, text_of, to_labels,
+    ClassifyConfig,
+    ClassifyTask,
+    Item,
+    classes_of,
+    classify,
+    load_classifier,
+    text_of,
+    to_labels,
 )
 from tutelage.training.classify_report import ClassifyReport, confusion_matrix, f1_scores, report_of
 from tutelage.training.loop import LoopConfig
 from tutelage.training.optim import OptimConfig
-from tutelage.text.mask import Row
 
 FRUIT, TOOL = ("apple", "pear", "plum", "grape"), ("hammer", "saw", "drill", "pliers")
 
@@ -45,19 +52,43 @@ def tiny_bert(tmp_path_factory):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "a", "one", "that", *FRUIT, *TOOL]
     raw = Tokenizer(models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="[UNK]"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    raw.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
-                            model_max_length=64).save_pretrained(folder)
+    raw.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=64,
+    ).save_pretrained(folder)
     torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-                         max_position_embeddings=64)).save_pretrained(folder)
+    BertModel(
+        BertConfig(
+            vocab_size=len(words),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=64,
+        )
+    ).save_pretrained(folder)
     return str(folder)
 
 
 def quick(model: str, **more) -> ClassifyConfig:
-    return ClassifyConfig(model=model, device="cpu", dtype="float32", max_tokens=32, **{
-        "loop": LoopConfig(epochs=6, rows_per_step=16, token_budget=512),
-        "optim": OptimConfig(learning_rate=3e-3, warmup=0.1), **more})
+    return ClassifyConfig(
+        model=model,
+        device="cpu",
+        dtype="float32",
+        max_tokens=32,
+        **{
+            "loop": LoopConfig(epochs=6, rows_per_step=16, token_budget=512),
+            "optim": OptimConfig(learning_rate=3e-3, warmup=0.1),
+            **more,
+        },
+    )
 
 
 def test_confusion_counts_truth_down_and_prediction_across():
@@ -71,7 +102,11 @@ def test_figures_worked_out_by_hand():
     assert report.accuracy == 0.5  # cat, dog, owl once each of 6
     assert report.baseline == 0.5  # always saying cat: 3 of 6
     cat, dog, owl = report.classes
-    assert (cat.precision, cat.recall, cat.f1) == (1.0, pytest.approx(1 / 3, abs=1e-6), 0.5)  # called once, rightly; 1 of 3 found
+    assert (cat.precision, cat.recall, cat.f1) == (
+        1.0,
+        pytest.approx(1 / 3, abs=1e-6),
+        0.5,
+    )  # called once, rightly; 1 of 3 found
     assert (dog.precision, dog.recall, dog.f1) == (pytest.approx(1 / 3, abs=1e-6), 0.5, 0.4)  # 2·(1/3·1/2)/(5/6)
     assert (owl.precision, owl.recall, owl.f1) == (0.5, 1.0, pytest.approx(2 / 3, abs=1e-6))
     assert report.macro_f1 == pytest.approx((0.5 + 0.4 + 2 / 3) / 3, abs=1e-6)
@@ -100,11 +135,15 @@ def test_report_survives_json():
 
 
 def test_labels_come_from_tags_labels_and_prompts():
-    example = Example(messages=(Message(role="user", text="hi"), Message(role="assistant", text="hello")), tags=("task:greeting",))
+    example = Example(
+        messages=(Message(role="user", text="hi"), Message(role="assistant", text="hello")), tags=("task:greeting",)
+    )
     prompt = Prompt(messages=(Message(role="user", text="good?"),), label="yes")
     assert [label.label for label in to_labels([example, prompt], "tag:task")] == ["greeting"]
     assert [label.label for label in to_labels([example, prompt, labelled("x", "no")], "label")] == ["yes", "no"]
-    assert text_of(to_labels([example], "tag:task")[0]) == "hi"  # the answer is not shown: only the request is classified
+    assert (
+        text_of(to_labels([example], "tag:task")[0]) == "hi"
+    )  # the answer is not shown: only the request is classified
 
 
 def test_answer_is_read_only_where_the_answer_was_labelled():
@@ -128,7 +167,9 @@ def test_classes_are_checked():
 @pytest.mark.parametrize("which", ["bert", "test"])
 def test_learns_a_toy_and_plain_transformers_gives_the_same_answers(which, tiny_bert, tmp_path):
     train, val, test = toy(96, seed=1), toy(24, seed=2), toy(40, seed=3)
-    config = quick(tiny_bert if which == "bert" else "test", loop=LoopConfig(epochs=5, rows_per_step=16, token_budget=512))
+    config = quick(
+        tiny_bert if which == "bert" else "test", loop=LoopConfig(epochs=5, rows_per_step=16, token_budget=512)
+    )
     result = classify(config, train=train, val=val, test=test, folder=tmp_path / "run")
     assert result.report.split == "test" and result.report.n == 40
     assert result.report.accuracy >= 0.95  # 8 words to tell apart, 5 epochs
@@ -147,8 +188,14 @@ def test_micro_batches_and_padding_change_neither_loss_nor_gradient(tiny_bert):
     model, tokenizer, _ = load_classifier(config)
     model.eval()
     draw = random.Random(0)
-    items = [Item(Row(ids := [draw.randrange(4, 16) for _ in range(draw.randrange(2, 12))], [1.0] * len(ids)), int(at % 3 == 0), 0.5 + at)
-             for at in range(7)]
+    items = [
+        Item(
+            Row(ids := [draw.randrange(4, 16) for _ in range(draw.randrange(2, 12))], [1.0] * len(ids)),
+            int(at % 3 == 0),
+            0.5 + at,
+        )
+        for at in range(7)
+    ]
 
     def gradient(budget: int) -> tuple[float, torch.Tensor]:
         settings = dataclasses.replace(config, loop=LoopConfig(token_budget=budget))
@@ -171,7 +218,9 @@ def test_only_the_head_moves_when_asked_for(tiny_bert, tmp_path):
     config = quick(tiny_bert, train="head", loop=LoopConfig(max_steps=2, rows_per_step=8))
     before = load_classifier(dataclasses.replace(config, labels=("fruit", "tool")))[0].base_model.state_dict()
     result = classify(config, train=toy(32, seed=1), val=toy(8, seed=2), folder=tmp_path / "run")
-    after = load_classifier(dataclasses.replace(config, model=str(result.path), labels=("fruit", "tool")))[0].base_model.state_dict()
+    after = load_classifier(dataclasses.replace(config, model=str(result.path), labels=("fruit", "tool")))[
+        0
+    ].base_model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert result.report.split == "val"
 
@@ -186,8 +235,13 @@ def test_rare_class_weighs_as_much_as_the_common_one_when_balanced(tiny_bert):
 
 def test_rows_of_an_unseen_class_are_left_out_and_named(tiny_bert, tmp_path):
     told = []
-    result = classify(quick(tiny_bert, loop=LoopConfig(max_steps=1)), train=toy(16, seed=1),
-                      val=[*toy(4, seed=2), labelled("the spoon", "cutlery")], folder=tmp_path / "run", warn=told.append)
+    result = classify(
+        quick(tiny_bert, loop=LoopConfig(max_steps=1)),
+        train=toy(16, seed=1),
+        val=[*toy(4, seed=2), labelled("the spoon", "cutlery")],
+        folder=tmp_path / "run",
+        warn=told.append,
+    )
     assert result.report.n == 4
     assert any("'cutlery'" in line for line in told)
 

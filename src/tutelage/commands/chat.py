@@ -41,7 +41,7 @@ class Streaming(LocalEngine):
             text = text.lstrip()
             whole = text.rstrip("\ufffd")  # a character whose bytes have not all been drawn
             if whole.startswith(told) and len(whole) > len(told):
-                listener(whole[len(told):])
+                listener(whole[len(told) :])
                 told = whole
 
         self.listener = tell

@@ -3,35 +3,61 @@
 from argparse import Namespace
 from pathlib import Path
 
-from tutelage.commands.engines import open_engine, open_judge, policy_name, read_answers, read_prompts, sampling_of, spread_out
+from tutelage.commands.engines import open_engine, open_judge, read_answers, read_prompts, sampling_of, spread_out
 from tutelage.commands.evaluate import win
 from tutelage.core.errors import UserError
 from tutelage.core.protocols import Judge, Progress, silent
 from tutelage.core.words import Prompt, Response, Sampling
 from tutelage.evals.tasks import GREEDY, answer_all
 from tutelage.evals.winrate import WinRate, win_rate
-from tutelage.recipes import find_workspace
+from tutelage.recipes import find_workspace, short_name
 from tutelage.stats.intervals import Interval
 from tutelage.terminal import Terminal
 
 
-def compare(a: str, b: str, *, judge: Judge, workspace: Path, prompts: list[Prompt], sampling: Sampling = GREEDY, dtype: str = "auto",
-            device: str = "auto", seed: int = 0, progress: Progress = silent) -> WinRate:
+def compare(
+    a: str,
+    b: str,
+    *,
+    judge: Judge,
+    workspace: Path,
+    prompts: list[Prompt],
+    sampling: Sampling = GREEDY,
+    dtype: str = "auto",
+    device: str = "auto",
+    seed: int = 0,
+    progress: Progress = silent,
+) -> WinRate:
     """Answers of both to the prompts (or from files that `tutelage respond` wrote), judged."""
-    names = (policy_name(a), policy_name(b))
+    names = (short_name(a), short_name(b))
     if names[0] == names[1]:
         names = (a, b)
-    answers = [_answers(each, workspace, prompts, sampling, dtype=dtype, device=device, progress=progress) for each in (a, b)]
+    answers = [
+        _answers(each, workspace, prompts, sampling, dtype=dtype, device=device, progress=progress) for each in (a, b)
+    ]
     return win_rate(judge, prompts, *answers, names=names, seed=seed)
 
 
-def _answers(name: str, workspace: Path, prompts: list[Prompt], sampling: Sampling, *, dtype: str, device: str,
-             progress: Progress) -> list[Response]:
+def _answers(
+    name: str,
+    workspace: Path,
+    prompts: list[Prompt],
+    sampling: Sampling,
+    *,
+    dtype: str,
+    device: str,
+    progress: Progress,
+) -> list[Response]:
     if is_answers(name):
         wanted = {prompt.id for prompt in prompts}
         return [response for response in read_answers(Path(name))[1] if response.prompt_id in wanted]
     engine = open_engine(name, workspace, dtype=dtype, device=device, progress=progress)
-    return answer_all(engine, prompts, sampling, progress=lambda what, done, total: progress(f"answers of {engine.policy}", done, total))
+    return answer_all(
+        engine,
+        prompts,
+        sampling,
+        progress=lambda what, done, total: progress(f"answers of {engine.policy}", done, total),
+    )
 
 
 def is_answers(name: str) -> bool:
@@ -52,12 +78,24 @@ def run(args: Namespace, terminal: Terminal) -> int:
             known = {prompt.id for prompt in read_answers(Path(name))[0]}
             prompts = [prompt for prompt in prompts if prompt.id in known]
             if not prompts:
-                raise UserError(f"{name} answers none of the prompts of {args.data}; name the data it was made from with --data")
+                raise UserError(
+                    f"{name} answers none of the prompts of {args.data}; name the data it was made from with --data"
+                )
     prompts = spread_out(prompts, args.limit)
     judge = open_judge(args.judge, workspace, dtype=args.dtype, device=args.device)
     with terminal.progress() as progress:
-        found = compare(args.a, args.b, judge=judge, workspace=workspace, prompts=prompts, sampling=sampling_of(args), dtype=args.dtype,
-                        device=args.device, seed=args.seed, progress=progress)
+        found = compare(
+            args.a,
+            args.b,
+            judge=judge,
+            workspace=workspace,
+            prompts=prompts,
+            sampling=sampling_of(args),
+            dtype=args.dtype,
+            device=args.device,
+            seed=args.seed,
+            progress=progress,
+        )
     show(found, terminal)
     terminal.result({**win(found), "prompts": len(prompts)})
     return 0
@@ -71,9 +109,14 @@ def show(found: WinRate, terminal: Terminal) -> None:
     if found.length_matched is not None:
         terminal.say(f"  where both answers are about as long: {percent(found.length_matched)}")
     terminal.say()
-    terminal.table(["task", "win rate", "95 % interval", "prompts"], right=(1, 2, 3), rows=[
-        (task, f"{100 * each.estimate:.1f} %", f"[{100 * each.low:.0f}, {100 * each.high:.0f}]", each.n)
-        for task, each in found.by_task.items()])
+    terminal.table(
+        ["task", "win rate", "95 % interval", "prompts"],
+        right=(1, 2, 3),
+        rows=[
+            (task, f"{100 * each.estimate:.1f} %", f"[{100 * each.low:.0f}, {100 * each.high:.0f}]", each.n)
+            for task, each in found.by_task.items()
+        ],
+    )
 
 
 def percent(interval: Interval) -> str:

@@ -23,13 +23,24 @@ def run(args: Namespace, terminal: Terminal) -> int:
     folder = Path(args.folder)
     if args.fresh and folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is not empty; without --fresh the demo in it is resumed")
-    terminal.resume = " ".join(["tutelage demo", quote(folder), *([f"--model {args.model}"] if args.model else []),
-                                *([f"--seed {args.seed}"] if args.seed else []), *([f"--lang {args.lang}"] if args.lang != "en" else [])])
+    terminal.resume = " ".join(
+        [
+            "tutelage demo",
+            quote(folder),
+            *([f"--model {args.model}"] if args.model else []),
+            *([f"--seed {args.seed}"] if args.seed else []),
+            *([f"--lang {args.lang}"] if args.lang != "en" else []),
+        ]
+    )
     begun = time.monotonic()
     with terminal.progress() as progress:
-        result = demo(folder, config=config_of(args.model, args.seed), lang=args.lang, progress=progress, say=terminal.note)
+        result = demo(
+            folder, config=config_of(args.model, args.seed), lang=args.lang, progress=progress, say=terminal.note
+        )
     show(result, args.lang, terminal)
-    terminal.say(f"Report: {result.report.resolve()}  ({clock(time.monotonic() - begun)} this time)", style="bold green")
+    terminal.say(
+        f"Report: {result.report.resolve()}  ({clock(time.monotonic() - begun)} this time)", style="bold green"
+    )
     terminal.result({"folder": str(folder), "report": str(result.report), **figures(result.input)})
     return 0
 
@@ -38,8 +49,10 @@ def show(result: DemoResult, lang: str, terminal: Terminal) -> None:
     """The table, what did not improve, and what to try next: as in the report."""
     terminal.say()
     terminal.console.print(print_table(result.input, lang=lang))
-    for title, lines in (("What did not improve" if lang == "en" else "没有改进的地方", not_improved(result.input, lang=lang)),
-                         ("What to try next" if lang == "en" else "接下来可以尝试", next_steps(result.input, lang=lang))):
+    for title, lines in (
+        ("What did not improve" if lang == "en" else "没有改进的地方", not_improved(result.input, lang=lang)),
+        ("What to try next" if lang == "en" else "接下来可以尝试", next_steps(result.input, lang=lang)),
+    ):
         if lines:
             terminal.say()
             terminal.head(title)

@@ -10,7 +10,7 @@ from tutelage.core.protocols import Judge, Progress, silent
 from tutelage.core.words import Prompt, Response, Sampling
 from tutelage.data.snapshot import load_rows
 from tutelage.models.load import load
-from tutelage.recipes import model_of, read_settings
+from tutelage.recipes import model_of, read_settings, short_name
 from tutelage.rollout.local import LocalEngine
 from tutelage.training.rl import judge_by_name
 
@@ -21,21 +21,18 @@ def model_name(given: str | None, workspace: Path) -> str:
     return given or read_settings(workspace).model
 
 
-def open_engine(name: str, workspace: Path, *, dtype: str = "auto", device: str = "auto", kind: type[LocalEngine] = LocalEngine,
-                progress: Progress = silent) -> LocalEngine:
+def open_engine(
+    name: str,
+    workspace: Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    kind: type[LocalEngine] = LocalEngine,
+    progress: Progress = silent,
+) -> LocalEngine:
     """An engine on this machine for a model, a folder or a run; its policy is the name that was given."""
     loaded = load(model_of(name, workspace), dtype=dtype, device=device, progress=progress)
-    return kind(loaded.model, loaded.tokenizer, policy=policy_name(name))
-
-
-def policy_name(name: str) -> str:
-    """A short name for answers: the run's where a run's folder was given.
-
-    >>> policy_name("runs/sft-0001/final"), policy_name("smollm2-135m")
-    ('sft-0001', 'smollm2-135m')
-    """
-    path = Path(name)
-    return path.parent.name if path.name == "final" and path.parent.name else path.name or name
+    return kind(loaded.model, loaded.tokenizer, policy=short_name(name))
 
 
 def open_judge(name: str, workspace: Path, *, dtype: str = "auto", device: str = "auto") -> Judge:
@@ -50,7 +47,9 @@ def read_prompts(data: str, workspace: Path, *, held_out: bool, tell: Tell = lam
     if held_out:
         which = next((split for split in ("test", "val") if rows.splits[split]), None)
         if which is None:
-            tell(f"{data} has no held-out split; all of its prompts are used, and a model may have been trained on them")
+            tell(
+                f"{data} has no held-out split; all of its prompts are used, and a model may have been trained on them"
+            )
         elif any(rows.splits[split] for split in ("train", "val", "test") if split != which):
             tell(f"{data}: the {which} split is used ({len(rows.splits[which])} prompts)")
         splits = [rows.splits[which]] if which else splits
@@ -81,8 +80,11 @@ def write_answer_rows(prompts: Iterable[Prompt], responses: Iterable[Response]) 
     by_prompt: dict[str, list[Response]] = {}
     for response in responses:
         by_prompt.setdefault(response.prompt_id, []).append(response)
-    return [{**response.to_dict(), "prompt": prompt.to_dict()} for prompt in prompts
-            for response in sorted(by_prompt.get(prompt.id, ()), key=lambda each: each.index)]
+    return [
+        {**response.to_dict(), "prompt": prompt.to_dict()}
+        for prompt in prompts
+        for response in sorted(by_prompt.get(prompt.id, ()), key=lambda each: each.index)
+    ]
 
 
 def read_answers(path: Path) -> tuple[list[Prompt], list[Response]]:
@@ -93,7 +95,9 @@ def read_answers(path: Path) -> tuple[list[Prompt], list[Response]]:
             prompt = Prompt.from_dict(row["prompt"])
             response = Response.from_dict({key: value for key, value in row.items() if key != "prompt"})
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}, line {number}: not an answer as `tutelage respond` writes them ({error})") from error
+            raise UserError(
+                f"{path}, line {number}: not an answer as `tutelage respond` writes them ({error})"
+            ) from error
         prompts[prompt.id] = prompt
         if response.index == 0:
             responses[prompt.id] = response

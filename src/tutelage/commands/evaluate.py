@@ -7,7 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tutelage.commands.engines import model_name, open_engine, open_judge, policy_name, read_prompts, sampling_of, spread_out, write_answer_rows
+from tutelage.commands.engines import (
+    model_name,
+    open_engine,
+    open_judge,
+    read_prompts,
+    sampling_of,
+    spread_out,
+    write_answer_rows,
+)
 from tutelage.core.errors import UserError
 from tutelage.core.files import write_atomic, write_jsonl
 from tutelage.core.protocols import Judge, Progress, silent
@@ -18,15 +26,25 @@ from tutelage.evals.safety import SafetyScores, safety_scores
 from tutelage.evals.saved import NAME, save_input
 from tutelage.evals.tasks import GREEDY, TaskScore, answer_all, task_scores
 from tutelage.evals.winrate import WinRate, win_rate
-from tutelage.recipes import find_workspace
+from tutelage.recipes import find_workspace, short_name
 from tutelage.stats.intervals import Interval
 from tutelage.terminal import Terminal
 
 
-def evaluate(models: Sequence[str], *, workspace: Path, prompts: Sequence[Prompt], sampling: Sampling = GREEDY, judge: str | None = None,
-             dtype: str = "auto", device: str = "auto", seed: int = 0, progress: Progress = silent) -> ReportInput:
+def evaluate(
+    models: Sequence[str],
+    *,
+    workspace: Path,
+    prompts: Sequence[Prompt],
+    sampling: Sampling = GREEDY,
+    judge: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    seed: int = 0,
+    progress: Progress = silent,
+) -> ReportInput:
     """Everything that can be said of these models on these prompts; win rates of each against the one before it by `judge`."""
-    names = [policy_name(model) for model in models]
+    names = [short_name(model) for model in models]
     if len(set(names)) < len(names):
         raise UserError(f"two of the models have the same name: {', '.join(names)}; name each once")
     responses: dict[str, list[Response]] = {}
@@ -35,16 +53,31 @@ def evaluate(models: Sequence[str], *, workspace: Path, prompts: Sequence[Prompt
         say = lambda what, done, total, name=name: progress(f"answers of {name}", done, total)
         responses[name] = answer_all(engine, prompts, sampling, progress=say)
         del engine
-    decided = by_judge(open_judge(judge, workspace, dtype=dtype, device=device), names, prompts, responses, seed=seed) if judge else []
+    decided = (
+        by_judge(open_judge(judge, workspace, dtype=dtype, device=device), names, prompts, responses, seed=seed)
+        if judge
+        else []
+    )
     return ReportInput(
-        title="Evaluation", models=tuple(names), prompts=tuple(prompts), responses=responses, win_rates=decided,
+        title="Evaluation",
+        models=tuple(names),
+        prompts=tuple(prompts),
+        responses=responses,
+        win_rates=decided,
         task_scores={name: task_scores(prompts, found, seed=seed) for name, found in responses.items()},
         safety={name: safety_scores(prompts, found) for name, found in responses.items()},
-        settings={"models": ", ".join(models), "judge": judge or "none", **{f"sampling.{k}": v for k, v in sampling.to_dict().items()}},
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+        settings={
+            "models": ", ".join(models),
+            "judge": judge or "none",
+            **{f"sampling.{k}": v for k, v in sampling.to_dict().items()},
+        },
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
 
 
-def by_judge(judge: Judge, names: Sequence[str], prompts: Sequence[Prompt], responses: dict[str, list[Response]], *, seed: int) -> list[WinRate]:
+def by_judge(
+    judge: Judge, names: Sequence[str], prompts: Sequence[Prompt], responses: dict[str, list[Response]], *, seed: int
+) -> list[WinRate]:
     """Each model against the one before it, and the last against the first."""
     pairs = list(zip(names[1:], names[:-1], strict=True))
     if len(names) > 2:
@@ -58,10 +91,21 @@ def run(args: Namespace, terminal: Terminal) -> int:
     if args.judge and len(models) < 2:
         raise UserError("--judge compares models with one another: name two or more, the oldest first")
     prompts = spread_out(read_prompts(args.data, workspace, held_out=True, tell=terminal.note), args.limit)
-    terminal.note(f"{len(prompts)} prompts of {args.data}; at most {args.max_tokens} tokens an answer, temperature {args.temperature:g}")
+    terminal.note(
+        f"{len(prompts)} prompts of {args.data}; at most {args.max_tokens} tokens an answer, temperature {args.temperature:g}"
+    )
     with terminal.progress() as progress:
-        report = evaluate(models, workspace=workspace, prompts=prompts, sampling=sampling_of(args), judge=args.judge, dtype=args.dtype,
-                          device=args.device, seed=args.seed, progress=progress)
+        report = evaluate(
+            models,
+            workspace=workspace,
+            prompts=prompts,
+            sampling=sampling_of(args),
+            judge=args.judge,
+            dtype=args.dtype,
+            device=args.device,
+            seed=args.seed,
+            progress=progress,
+        )
     folder = Path(args.out) if args.out else workspace / "reports" / f"eval-{'-'.join(map(_plain, report.models))}"
     page = write(report, folder, lang=args.lang)
     terminal.say()
@@ -95,9 +139,12 @@ def page_name(lang: str) -> str:
 def facts(report: ReportInput, folder: Path) -> dict[str, Any]:
     """The figures as plain data."""
     return {
-        "folder": str(folder), "prompts": len(report.prompts),
-        "models": {name: {"tasks": [score(each) for each in report.task_scores[name]], "safety": safety(report.safety[name])}
-                   for name in report.models},
+        "folder": str(folder),
+        "prompts": len(report.prompts),
+        "models": {
+            name: {"tasks": [score(each) for each in report.task_scores[name]], "safety": safety(report.safety[name])}
+            for name in report.models
+        },
         "win_rates": [win(each) for each in report.win_rates],
     }
 
@@ -107,15 +154,34 @@ def interval(found: Interval | None) -> dict[str, float] | None:
 
 
 def score(found: TaskScore) -> dict[str, Any]:
-    return {"task": found.task, "metric": found.metric, "value": found.value, "unit": found.unit, "better": found.direction,
-            "n": found.n, "interval": interval(found.interval)}
+    return {
+        "task": found.task,
+        "metric": found.metric,
+        "value": found.value,
+        "unit": found.unit,
+        "better": found.direction,
+        "n": found.n,
+        "interval": interval(found.interval),
+    }
 
 
 def safety(found: SafetyScores) -> dict[str, Any]:
-    return {"harmful_answered": interval(found.harmful_answered), "over_refused": interval(found.over_refused), "judge": found.judge}
+    return {
+        "harmful_answered": interval(found.harmful_answered),
+        "over_refused": interval(found.over_refused),
+        "judge": found.judge,
+    }
 
 
 def win(found: WinRate) -> dict[str, Any]:
-    return {"a": found.a, "b": found.b, "judge": found.judge, "wins": found.wins, "ties": found.ties, "losses": found.losses,
-            "rate": interval(found.interval), "length_matched": interval(found.length_matched),
-            "by_task": {task: interval(each) for task, each in found.by_task.items()}}
+    return {
+        "a": found.a,
+        "b": found.b,
+        "judge": found.judge,
+        "wins": found.wins,
+        "ties": found.ties,
+        "losses": found.losses,
+        "rate": interval(found.interval),
+        "length_matched": interval(found.length_matched),
+        "by_task": {task: interval(each) for task, each in found.by_task.items()},
+    }

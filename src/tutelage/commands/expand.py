@@ -1,4 +1,7 @@
-"""`tutelage data expand`: new instructions and answers by a model (self-instruct), as a snapshot; goes on where it was stopped."""
+"""`tutelage data expand`: new instructions and answers by a model (self-instruct), as a snapshot.
+
+The same command goes on where it was stopped.
+"""
 
 import tempfile
 from argparse import Namespace
@@ -26,14 +29,25 @@ def run(args: Namespace, terminal: Terminal) -> int:
     terminal.resume = "the same command"
     with terminal.progress() as progress:
         engine = open_engine(model, workspace, progress=progress)
-        report = expand(seeds, engine, wanted=args.wanted, seed=args.seed, similarity=args.similarity, progress=progress, ask=ASK,
-                        answer=Sampling(max_tokens=args.max_tokens, temperature=0.0), output=unfinished)
+        report = expand(
+            seeds,
+            engine,
+            wanted=args.wanted,
+            seed=args.seed,
+            similarity=args.similarity,
+            progress=progress,
+            ask=ASK,
+            answer=Sampling(max_tokens=args.max_tokens, temperature=0.0),
+            output=unfinished,
+        )
     terminal.resume = ""
     for reason, count in report.rejected.most_common():
         terminal.say(f"  {count:>6} refused: {reason}")
     if not report.kept:
         unfinished.unlink(missing_ok=True)
-        raise UserError(f"{model} wrote no usable instruction in {report.rounds} rounds; a larger or instruction-tuned model does better")
+        raise UserError(
+            f"{model} wrote no usable instruction in {report.rounds} rounds; a larger or instruction-tuned model does better"
+        )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.jsonl"
         write_jsonl(path, (example.to_dict() for example in report.kept))
@@ -45,6 +59,14 @@ def run(args: Namespace, terminal: Terminal) -> int:
         terminal.say(line)
     terminal.say("  written by a model: read some before you train on them", style="yellow")
     terminal.next_steps(f"tutelage data inspect {snapshot.name}", f"tutelage sft data={snapshot.name}")
-    terminal.result({"snapshot": snapshot.name, "path": str(snapshot.path), "kept": len(report.kept), "enough": report.enough,
-                     "rejected": dict(report.rejected), "rounds": report.rounds})
+    terminal.result(
+        {
+            "snapshot": snapshot.name,
+            "path": str(snapshot.path),
+            "kept": len(report.kept),
+            "enough": report.enough,
+            "rejected": dict(report.rejected),
+            "rounds": report.rounds,
+        }
+    )
     return 0

@@ -28,7 +28,9 @@ def init(folder: Path | str) -> Path:
         for name in FOLDERS:
             (folder / name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make a workspace in {folder}: {error.strerror}; choose a folder that you may write to") from error
+        raise UserError(
+            f"cannot make a workspace in {folder}: {error.strerror}; choose a folder that you may write to"
+        ) from error
     recipe = folder / "recipes" / "first_sft.yaml"
     if not recipe.exists():
         write_atomic(recipe, find_recipe("sft_starter").read_text(encoding="utf-8"))
@@ -41,6 +43,11 @@ def run(args: Namespace, terminal: Terminal) -> int:
     terminal.say(f"Made a workspace in {folder.resolve()}", style="green")
     terminal.say(f"  {SETTINGS}, {', '.join(f'{name}/' for name in FOLDERS)}, recipes/first_sft.yaml")
     go = [] if folder.resolve() == Path.cwd() else [f"cd {quote(folder)}"]
-    terminal.next_steps(*go, "tutelage data import YOUR_FILE --name mine", "tutelage sft first_sft --dry-run", "tutelage sft first_sft data=mine")
+    terminal.next_steps(
+        *go,
+        "tutelage data import YOUR_FILE --name mine",
+        "tutelage sft first_sft --dry-run",
+        "tutelage sft first_sft data=mine",
+    )
     terminal.result({"workspace": str(folder.resolve())})
     return 0

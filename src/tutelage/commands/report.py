@@ -23,18 +23,29 @@ def input_of(folder: Path) -> ReportInput:
         return _of_run(Run(folder))
     if (folder / "demo.json").is_file():
         raise UserError(f"the demo in {folder} has no {NAME} yet; finish it with: tutelage demo {quote(folder)}")
-    raise UserError(f"{folder} holds no demo, no evaluation and no run: wanted {NAME}, or manifest.json and config.yaml")
+    raise UserError(
+        f"{folder} holds no demo, no evaluation and no run: wanted {NAME}, or manifest.json and config.yaml"
+    )
 
 
 def _of_run(run: Run) -> ReportInput:
     """Curves and settings: a training run alone has answered no held-out prompt."""
     manifest = run.manifest
     config = yaml.safe_load((run.folder / "config.yaml").read_text(encoding="utf-8"))
-    settings = {f"{key}.{inner}" if inner else key: value for key, section in config.items()
-                for inner, value in (section.items() if isinstance(section, dict) else [("", section)])}
+    settings = {
+        f"{key}.{inner}" if inner else key: value
+        for key, section in config.items()
+        for inner, value in (section.items() if isinstance(section, dict) else [("", section)])
+    }
     kind = "ppo" if manifest["kind"] == "rl" else manifest["kind"]
-    return ReportInput(title=f"{run.id} ({manifest['kind']})", models=(run.id,), curves={kind: run.metrics()}, settings=settings,
-                       created=manifest.get("started", ""), next_steps=(f"tutelage eval {run.id}",))
+    return ReportInput(
+        title=f"{run.id} ({manifest['kind']})",
+        models=(run.id,),
+        curves={kind: run.metrics()},
+        settings=settings,
+        created=manifest.get("started", ""),
+        next_steps=(f"tutelage eval {run.id}",),
+    )
 
 
 def report(folder: Path | str, *, lang: str = "en", out: Path | str | None = None) -> Path:

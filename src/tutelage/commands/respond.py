@@ -4,7 +4,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from tutelage.commands.engines import model_name, open_engine, read_prompts, sampling_of, spread_out, write_answer_rows
+from tutelage.commands.engines import model_name, open_engine, read_prompts, sampling_of, write_answer_rows
 from tutelage.core.errors import UserError
 from tutelage.core.files import write_jsonl
 from tutelage.core.protocols import Progress, silent
@@ -20,7 +20,9 @@ def prompt_from_text(text: str) -> Prompt:
     return Prompt(messages=(Message(role="user", text=text),))
 
 
-def respond(engine: LocalEngine, prompts: Sequence[Prompt], sampling: Sampling, *, progress: Progress = silent) -> list[Response]:
+def respond(
+    engine: LocalEngine, prompts: Sequence[Prompt], sampling: Sampling, *, progress: Progress = silent
+) -> list[Response]:
     """`sampling.n` answers to each prompt, in the order of the prompts and of their index."""
     order = {prompt.id: at for at, prompt in enumerate(prompts)}
     out: list[Response] = []
@@ -33,13 +35,17 @@ def respond(engine: LocalEngine, prompts: Sequence[Prompt], sampling: Sampling, 
 def run(args: Namespace, terminal: Terminal) -> int:
     workspace = find_workspace(args.workspace)
     if bool(args.prompt) == bool(args.data):
-        raise UserError("say what to answer: --data NAME or FILE, or --prompt TEXT"
-                        + (" (not both)" if args.data else ""))
+        raise UserError(
+            "say what to answer: --data NAME or FILE, or --prompt TEXT" + (" (not both)" if args.data else "")
+        )
     sampling = sampling_of(args, n=args.n)
     if args.n > 1 and args.temperature == 0:
         terminal.warn("at --temperature 0 the answers to a prompt are all the same; give a temperature to see several")
-    prompts = ([prompt_from_text(text) for text in args.prompt] if args.prompt
-               else read_prompts(args.data, workspace, held_out=False, tell=terminal.note))
+    prompts = (
+        [prompt_from_text(text) for text in args.prompt]
+        if args.prompt
+        else read_prompts(args.data, workspace, held_out=False, tell=terminal.note)
+    )
     prompts = list({prompt.id: prompt for prompt in prompts}.values())[: args.limit]
     name = model_name(args.model, workspace)
     with terminal.progress() as progress:
@@ -54,8 +60,11 @@ def run(args: Namespace, terminal: Terminal) -> int:
     if out is not None:
         cut = sum(response.is_truncated() for response in responses)
         failed = sum(response.finish == "error" for response in responses)
-        terminal.say(f"Wrote {out}: {len(responses)} answers of {engine.policy} to {len(prompts)} prompts"
-                     + (f", {cut} cut off at {args.max_tokens} tokens" if cut else ""), style="green")
+        terminal.say(
+            f"Wrote {out}: {len(responses)} answers of {engine.policy} to {len(prompts)} prompts"
+            + (f", {cut} cut off at {args.max_tokens} tokens" if cut else ""),
+            style="green",
+        )
         if failed:
             terminal.warn(f"{failed} prompts are longer than the model's context and have no answer")
     facts = {"model": name, "prompts": len(prompts), "responses": len(responses), "path": str(out) if out else None}

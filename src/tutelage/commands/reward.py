@@ -7,6 +7,7 @@ from typing import Any
 from tutelage.commands.training import Job, Plan, Tell, run_job
 from tutelage.core.errors import UserError
 from tutelage.data.snapshot import Rows, load_rows
+from tutelage.recipes import short_name
 from tutelage.terminal import Terminal
 from tutelage.training.reward import RewardConfig, reward
 
@@ -14,8 +15,10 @@ from tutelage.training.reward import RewardConfig, reward
 def rows(config: RewardConfig, workspace: Path, tell: Tell) -> Rows:
     found = load_rows(config.data, workspace, seed=config.seed, tell=tell)
     if found.kind not in ("preferences", "labels"):
-        raise UserError(f"{config.data} holds {found.kind}; a reward model needs preferences (chosen and rejected answers) or rated "
-                        "answers, for instance starter:preferences")
+        raise UserError(
+            f"{config.data} holds {found.kind}; a reward model needs preferences (chosen and rejected answers) or rated "
+            "answers, for instance starter:preferences"
+        )
     return found
 
 
@@ -24,8 +27,15 @@ def most_steps(config: RewardConfig, count: int) -> int | None:
     return None
 
 
-JOB = Job(name="reward", config=RewardConfig, train=reward, rows=rows, noun="judged pairs or answers", steps=most_steps,
-          arguments=lambda rows: {"train": rows.splits["train"], "val": rows.splits["val"]})
+JOB = Job(
+    name="reward",
+    config=RewardConfig,
+    train=reward,
+    rows=rows,
+    noun="judged pairs or answers",
+    steps=most_steps,
+    arguments=lambda rows: {"train": rows.splits["train"], "val": rows.splits["val"]},
+)
 
 
 def run(args: Namespace, terminal: Terminal) -> int:
@@ -35,10 +45,16 @@ def run(args: Namespace, terminal: Terminal) -> int:
 def finish(plan: Plan, result: Any, terminal: Terminal) -> dict[str, Any]:
     best = result.outcome.best
     if "eval_accuracy" in best:
-        terminal.say(f"  ranks {100 * best['eval_accuracy']:.1f} % of the {plan.counts.get('val', 0)} validation pairs as the judges did "
-                     "(50 % is a coin)")
+        terminal.say(
+            f"  ranks {100 * best['eval_accuracy']:.1f} % of the {plan.counts.get('val', 0)} validation pairs "
+            "as the judges did "
+            "(50 % is a coin)"
+        )
     audit = getattr(result, "audit", None)
-    terminal.next_steps(f"tutelage rl model={plan.config.model} reward={plan.name}", f"tutelage compare A B --judge {plan.name}")
+    terminal.next_steps(
+        f"tutelage rl model={short_name(plan.config.model)} reward={plan.name}",
+        f"tutelage compare A B --judge {plan.name}",
+    )
     return {"best": best} if audit is None else {"best": best, "audit": plain(audit)}
 
 

@@ -4,12 +4,21 @@ from argparse import Namespace
 from typing import Any
 
 from tutelage.commands.training import Job, Plan, metric_change, rows_of_kind, run_job
+from tutelage.recipes import short_name
 from tutelage.terminal import Terminal
 from tutelage.training.ppo import PPOConfig
 from tutelage.training.rl import rl
 
-JOB = Job(name="rl", config=PPOConfig, train=rl, rows=rows_of_kind("prompts"), noun="prompts", models=("model", "reward"),
-          steps=lambda config, rows: config.steps, arguments=lambda rows: {"prompts": rows.splits["train"]})
+JOB = Job(
+    name="rl",
+    config=PPOConfig,
+    train=rl,
+    rows=rows_of_kind("prompts"),
+    noun="prompts",
+    models=("model", "reward"),
+    steps=lambda config, rows: config.steps,
+    arguments=lambda rows: {"prompts": rows.splits["train"]},
+)
 
 
 def run(args: Namespace, terminal: Terminal) -> int:
@@ -18,14 +27,25 @@ def run(args: Namespace, terminal: Terminal) -> int:
 
 def finish(plan: Plan, result: Any, terminal: Terminal) -> dict[str, Any]:
     facts: dict[str, Any] = {"skipped": result.skipped}
-    for name, words in (("reward", "reward"), ("kl", "KL from the reference, nats an answer"), ("length", "tokens an answer")):
+    for name, words in (
+        ("reward", "reward"),
+        ("kl", "KL from the reference, nats an answer"),
+        ("length", "tokens an answer"),
+    ):
         change = metric_change(plan.folder, name)
         if change:
             terminal.say(f"  {words} {change[0]:.3g} -> {change[1]:.3g}")
             facts[name] = {"first": change[0], "last": change[1]}
     if result.skipped:
-        terminal.warn(f"{result.skipped} prompts are longer than max_prompt_tokens={plan.config.max_prompt_tokens} and were left out")
-    terminal.note("  A reward that rises says that the policy pleases this judge; ask another one whether it got better:")
-    terminal.next_steps(f"tutelage compare {plan.name} {plan.config.model} --judge ANOTHER_REWARD_MODEL",
-                        f"tutelage eval {plan.config.model} {plan.name}", f"tutelage chat {plan.name}")
+        terminal.warn(
+            f"{result.skipped} prompts are longer than max_prompt_tokens={plan.config.max_prompt_tokens} and were left out"
+        )
+    terminal.note(
+        "  A reward that rises says that the policy pleases this judge; ask another one whether it got better:"
+    )
+    terminal.next_steps(
+        f"tutelage compare {plan.name} {short_name(plan.config.model)} --judge ANOTHER_REWARD_MODEL",
+        f"tutelage eval {short_name(plan.config.model)} {plan.name}",
+        f"tutelage chat {plan.name}",
+    )
     return facts

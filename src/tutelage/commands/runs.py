@@ -17,7 +17,10 @@ def status(run: Run) -> str:
     """finished, running or stopped; a run that was killed cannot say so, but it writes no more metrics."""
     if run.finished():
         return "finished"
-    newest = max((path.stat().st_mtime for path in (run.metrics_path, run.folder / "manifest.json") if path.exists()), default=0.0)
+    newest = max(
+        (path.stat().st_mtime for path in (run.metrics_path, run.folder / "manifest.json") if path.exists()),
+        default=0.0,
+    )
     return "running" if time.time() - newest < ALIVE else "stopped"
 
 
@@ -27,10 +30,17 @@ def summary(run: Run) -> dict[str, Any]:
     last: dict[str, Any] = {}
     for row in rows:
         last.update(row)
-    return {"run": run.id, "kind": manifest["kind"], "status": status(run), "steps": manifest.get("steps", last.get("step", 0)),
-            "started": manifest.get("started", ""), "base": (manifest.get("parents") or [""])[0],
-            "data": (manifest.get("parents") or [""])[-1], "folder": str(run.folder),
-            "last": {key: value for key, value in last.items() if key != "time"}}
+    return {
+        "run": run.id,
+        "kind": manifest["kind"],
+        "status": status(run),
+        "steps": manifest.get("steps", last.get("step", 0)),
+        "started": manifest.get("started", ""),
+        "base": (manifest.get("parents") or [""])[0],
+        "data": (manifest.get("parents") or [""])[-1],
+        "folder": str(run.folder),
+        "last": {key: value for key, value in last.items() if key != "time"},
+    }
 
 
 def run(args: Namespace, terminal: Terminal) -> int:
@@ -46,8 +56,22 @@ def run(args: Namespace, terminal: Terminal) -> int:
         terminal.say(f"No runs in {workspace / 'runs'} yet.")
         terminal.next_steps("tutelage sft tiny_sft", "tutelage demo")
     else:
-        terminal.table(["run", "kind", "status", "steps", "base", "data", "last"], right=(3,), rows=[
-            (row["run"], row["kind"], row["status"], row["steps"], row["base"], row["data"], figures(row["last"], most=3)) for row in rows])
+        terminal.table(
+            ["run", "kind", "status", "steps", "base", "data", "last"],
+            right=(3,),
+            rows=[
+                (
+                    row["run"],
+                    row["kind"],
+                    row["status"],
+                    row["steps"],
+                    row["base"],
+                    row["data"],
+                    figures(row["last"], most=3),
+                )
+                for row in rows
+            ],
+        )
     terminal.result({"runs": rows})
     return 0
 
@@ -86,7 +110,11 @@ def _verify(found: list[Run], terminal: Terminal) -> int:
     """Every checkpoint and every result against its checksums; exit code 1 where one does not hold."""
     rows = []
     for each in found:
-        folders = [path for path in (each.final, each.folder / "best", *sorted(each.checkpoints.glob("[!.]*"))) if path.is_dir()]
+        folders = [
+            path
+            for path in (each.final, each.folder / "best", *sorted(each.checkpoints.glob("[!.]*")))
+            if path.is_dir()
+        ]
         for folder in folders:
             try:
                 files = len(verify_folder(folder))

@@ -1,4 +1,4 @@
-"""What a model's tokenizer makes of data: `data inspect --tokens` (in colour, what is trained on) and `data annotate --model`."""
+"""What a model's tokenizer makes of data: `data inspect --tokens` (what is trained on) and `data annotate --model`."""
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -7,7 +7,8 @@ from typing import Any
 from rich.text import Text
 from transformers import AutoTokenizer
 
-from tutelage.commands.data import annotate_data, survey
+from tutelage.commands.annotate import annotate_data
+from tutelage.commands.inspect import survey
 from tutelage.core.errors import UserError
 from tutelage.core.protocols import Progress, silent
 from tutelage.core.words import Example
@@ -41,16 +42,32 @@ def run(args: Namespace, terminal: Terminal) -> int:
     found = survey(args.data, workspace, keep=max(1, args.show), tell=terminal.note)
     examples = _examples(found.first)
     if not examples:
-        raise UserError(f"{args.data} holds {found.kind}, of which no conversation with an answer can be made; nothing would be trained on")
+        raise UserError(
+            f"{args.data} holds {found.kind}, of which no conversation with an answer can be made; nothing would be trained on"
+        )
     shown = [(number, row) for number, example in enumerate(examples, start=1) for row in rows_of(tokenizer, example)]
-    terminal.say(f"{args.data} as {args.model} sees it: what is trained on stands out, the rest is context", style="bold")
+    terminal.say(
+        f"{args.data} as {args.model} sees it: what is trained on stands out, the rest is context", style="bold"
+    )
     for number, row in shown:
         terminal.say()
         terminal.note(f"record {number}: {len(row.token_ids)} tokens, {row.trained()} trained on")
         terminal.console.print(coloured(tokenizer, row, marks=not terminal.live), soft_wrap=True)
-    terminal.result({"data": args.data, "model": args.model, "records": [
-        {"record": number, "tokens": len(row.token_ids), "trained": row.trained(),
-         "pieces": [{"text": text, "weight": weight} for text, weight in colour(tokenizer, row)]} for number, row in shown]})
+    terminal.result(
+        {
+            "data": args.data,
+            "model": args.model,
+            "records": [
+                {
+                    "record": number,
+                    "tokens": len(row.token_ids),
+                    "trained": row.trained(),
+                    "pieces": [{"text": text, "weight": weight} for text, weight in colour(tokenizer, row)],
+                }
+                for number, row in shown
+            ],
+        }
+    )
     return 0
 
 

@@ -32,11 +32,15 @@ class Job:
 
     name: str  # of the command
     config: type  # its configuration
-    train: Callable[..., Any]  # the loop: (config, *, rows..., folder, data_id, resume, progress, warn) -> result with .path
+    train: Callable[
+        ..., Any
+    ]  # the loop: (config, *, rows..., folder, data_id, resume, progress, warn) -> result with .path
     rows: Callable[[Any, Path, Tell], Rows]  # (config, workspace, tell) -> the records by split
     arguments: Callable[[Rows], dict[str, Any]]  # rows -> the keyword arguments of `train` that hold them
     noun: str  # what a row is called: "examples"
-    steps: Callable[[Any, int], int | None]  # (config, training rows) -> optimiser steps, None where only the loop knows
+    steps: Callable[
+        [Any, int], int | None
+    ]  # (config, training rows) -> optimiser steps, None where only the loop knows
     models: tuple[str, ...] = ("model",)  # keys of the configuration that may name a run
 
 
@@ -72,13 +76,24 @@ class Plan:
 # Preparing
 
 
-def prepare(job: Job, *, recipe: str | Path | None = None, words: Sequence[str] = (), config: Any = None,
-            workspace: str | Path | None = None, run: str | None = None, resume: bool = False, track: Sequence[str] = ()) -> Plan:
+def prepare(
+    job: Job,
+    *,
+    recipe: str | Path | None = None,
+    words: Sequence[str] = (),
+    config: Any = None,
+    workspace: str | Path | None = None,
+    run: str | None = None,
+    resume: bool = False,
+    track: Sequence[str] = (),
+) -> Plan:
     """Everything that can be checked before a model is loaded.  UserError with what is wrong."""
     place = find_workspace(workspace)
     runs = place / "runs"
     if run is not None and (run in (".", "..") or not re.fullmatch(r"[\w.@+-]+", run)):
-        raise UserError(f"--run {run!r}: the name of a run is a folder name of letters, digits, dots, dashes and underscores")
+        raise UserError(
+            f"--run {run!r}: the name of a run is a folder name of letters, digits, dots, dashes and underscores"
+        )
     if resume and run is None:
         run = _newest_unfinished(job, place)
     folder = runs / (run or _free_name(runs, job.name))
@@ -90,7 +105,9 @@ def prepare(job: Job, *, recipe: str | Path | None = None, words: Sequence[str] 
         else:
             config = read_config(job.config, recipe, words, workspace=place)
     if begun and not resume:
-        raise UserError(f"a run already stands in {folder}; resume it with --resume, or choose another name with --run NAME")
+        raise UserError(
+            f"a run already stands in {folder}; resume it with --resume, or choose another name with --run NAME"
+        )
     config = _with_models(config, job, place)
     track = tuple(dict.fromkeys([*track, *read_settings(place).track]))
     check_names(track)
@@ -98,12 +115,24 @@ def prepare(job: Job, *, recipe: str | Path | None = None, words: Sequence[str] 
     rows = job.rows(config, place, notes.append)
     if not rows.splits["train"]:
         held = {split: len(found) for split, found in rows.splits.items() if found}
-        raise UserError(f"{config.data} holds no {job.noun} to train on ({held or 'it is empty'})"
-                        + ("; held-out items are for evaluation only" if held else ""))
+        raise UserError(
+            f"{config.data} holds no {job.noun} to train on ({held or 'it is empty'})"
+            + ("; held-out items are for evaluation only" if held else "")
+        )
     data_id = identify(config.data, rows, place)
     if begun:
         _check_same_data(Run(folder), data_id)
-    return Plan(job=job, config=config, workspace=place, folder=folder, rows=rows, data_id=data_id, resume=resume, track=track, notes=tuple(notes))
+    return Plan(
+        job=job,
+        config=config,
+        workspace=place,
+        folder=folder,
+        rows=rows,
+        data_id=data_id,
+        resume=resume,
+        track=track,
+        notes=tuple(notes),
+    )
 
 
 def _with_models(config: Any, job: Job, workspace: Path) -> Any:
@@ -112,15 +141,21 @@ def _with_models(config: Any, job: Job, workspace: Path) -> Any:
 
 
 def _free_name(runs: Path, kind: str) -> str:
-    taken = [int(found[1]) for each in (runs.iterdir() if runs.is_dir() else ()) if (found := re.fullmatch(rf"{kind}-(\d+)", each.name))]
+    taken = [
+        int(found[1])
+        for each in (runs.iterdir() if runs.is_dir() else ())
+        if (found := re.fullmatch(rf"{kind}-(\d+)", each.name))
+    ]
     return f"{kind}-{max(taken, default=0) + 1:04d}"
 
 
 def _newest_unfinished(job: Job, workspace: Path) -> str:
     found = [run for run in list_runs(workspace) if run.manifest["kind"] == job.name and not run.finished()]
     if not found:
-        raise UserError(f"no unfinished {job.name} run in {workspace / 'runs'} to resume; name one with --run NAME, "
-                        "or leave --resume out to begin one")
+        raise UserError(
+            f"no unfinished {job.name} run in {workspace / 'runs'} to resume; name one with --run NAME, "
+            "or leave --resume out to begin one"
+        )
     return found[-1].id
 
 
@@ -135,8 +170,10 @@ def identify(name: str, rows: Rows, workspace: Path) -> str:
 def _check_same_data(run: Run, data_id: str) -> None:
     before = run.manifest.get("parents") or [""]
     if before[-1] and before[-1] != data_id:
-        raise UserError(f"the run in {run.folder} was begun on {before[-1]}, and the data are {data_id} now; "
-                        "bring the old data back, or begin a new run with --run NAME")
+        raise UserError(
+            f"the run in {run.folder} was begun on {before[-1]}, and the data are {data_id} now; "
+            "bring the old data back, or begin a new run with --run NAME"
+        )
 
 
 def rows_of_kind(kind: str) -> Callable[[Any, Path, Tell], Rows]:
@@ -153,7 +190,9 @@ def steps_of_loop(config: Any, rows: int) -> int:
 # Running
 
 
-def execute(plan: Plan, *, progress: Progress = silent, warn: Tell = lambda text: None, follower: Follower | None = None) -> Any:
+def execute(
+    plan: Plan, *, progress: Progress = silent, warn: Tell = lambda text: None, follower: Follower | None = None
+) -> Any:
     """Train; metrics go to the trackers as they come."""
     follower = follower or follow(plan)
 
@@ -162,8 +201,15 @@ def execute(plan: Plan, *, progress: Progress = silent, warn: Tell = lambda text
         progress(what, done, total)
 
     try:
-        return plan.job.train(plan.config, **plan.job.arguments(plan.rows), folder=plan.folder, data_id=plan.data_id,
-                              resume=plan.resume, progress=step, warn=warn)
+        return plan.job.train(
+            plan.config,
+            **plan.job.arguments(plan.rows),
+            folder=plan.folder,
+            data_id=plan.data_id,
+            resume=plan.resume,
+            progress=step,
+            warn=warn,
+        )
     finally:
         follower.close()
 
@@ -172,16 +218,32 @@ def follow(plan: Plan) -> Follower:
     return Follower(plan.folder, plan.track, config=to_dict(plan.config))
 
 
-def run_job(job: Job, args: Namespace, terminal: Terminal, *, finish: Callable[[Plan, Any, Terminal], Mapping[str, Any]]) -> int:
+def run_job(
+    job: Job, args: Namespace, terminal: Terminal, *, finish: Callable[[Plan, Any, Terminal], Mapping[str, Any]]
+) -> int:
     """The command line of a training command; `finish` says what was made and returns facts for --json."""
     recipe, words = split_words(args.words, job.name)
-    plan = prepare(job, recipe=recipe, words=words, workspace=args.workspace, run=args.run, resume=args.resume,
-                   track=[name for each in args.track for name in each.split(",") if name])
+    plan = prepare(
+        job,
+        recipe=recipe,
+        words=words,
+        workspace=args.workspace,
+        run=args.run,
+        resume=args.resume,
+        track=[name for each in args.track for name in each.split(",") if name],
+    )
     announce(plan, terminal, recipe=recipe)
     facts = {"kind": job.name, "run": plan.name, "folder": str(plan.folder), "data": plan.data_id, "rows": plan.counts}
     if args.dry_run:
         terminal.say("Dry run: nothing was written.", style="bold")
-        terminal.result({**facts, "dry_run": True, "steps": job.steps(plan.config, plan.counts["train"]), "config": to_dict(plan.config)})
+        terminal.result(
+            {
+                **facts,
+                "dry_run": True,
+                "steps": job.steps(plan.config, plan.counts["train"]),
+                "config": to_dict(plan.config),
+            }
+        )
         return 0
     if Run(plan.folder).finished():
         terminal.note(f"{plan.folder} is finished; nothing is left to do.")
@@ -196,10 +258,19 @@ def run_job(job: Job, args: Namespace, terminal: Terminal, *, finish: Callable[[
     terminal.say()
     terminal.say(f"Made {result.path}", style="bold green")
     terminal.say(f"  {steps} steps in {clock(seconds)}")
-    more = finish(plan, result, terminal)
     if "tensorboard" in plan.track:
         terminal.say(f"  curves: tensorboard --logdir {quote(plan.folder.parent)}")
-    terminal.result({**facts, "path": str(result.path), "steps": steps, "seconds": round(seconds, 1), **more, "config": to_dict(plan.config)})
+    more = finish(plan, result, terminal)
+    terminal.result(
+        {
+            **facts,
+            "path": str(result.path),
+            "steps": steps,
+            "seconds": round(seconds, 1),
+            **more,
+            "config": to_dict(plan.config),
+        }
+    )
     return 0
 
 
@@ -208,19 +279,27 @@ def split_words(words: Sequence[str], command: str) -> tuple[str | None, list[st
     overrides = [word for word in words if "=" in word and not Path(word).is_file()]
     recipes = [word for word in words if word not in overrides]
     if len(recipes) > 1:
-        raise UserError(f"{command} takes one recipe; got {', '.join(recipes)}. Settings are written key=value")
+        raise UserError(
+            f"{command} takes one recipe; got {' and '.join(recipes)}. A setting is written key=value, "
+            "for instance optim.learning_rate=1e-5"
+        )
     return (recipes[0] if recipes else None), overrides
 
 
 def announce(plan: Plan, terminal: Terminal, *, recipe: str | None) -> None:
     """The resolved configuration, and what is about to happen."""
-    terminal.config(to_dict(plan.config), title=f"tutelage {plan.job.name}  {recipe or ('' if plan.resume else '(defaults)')}".rstrip())
+    terminal.config(
+        to_dict(plan.config),
+        title=f"tutelage {plan.job.name}  {recipe or ('' if plan.resume else '(defaults)')}".rstrip(),
+    )
     terminal.say()
     for note in plan.notes:
         terminal.note(note)
     counts = ", ".join(f"{count} {split}" for split, count in plan.counts.items())
     terminal.say(f"data   {plan.data_id}: {counts} {plan.job.noun}")
-    terminal.say(f"run    {plan.folder}{' (resumed)' if plan.resume and (plan.folder / 'manifest.json').exists() else ''}")
+    terminal.say(
+        f"run    {plan.folder}{' (resumed)' if plan.resume and (plan.folder / 'manifest.json').exists() else ''}"
+    )
     steps = plan.job.steps(plan.config, plan.counts["train"])
     if steps is not None:
         terminal.say(f"steps  {steps}")
@@ -243,7 +322,9 @@ def config_from(job: Job, recipe: Any, overrides: Mapping[str, Any], workspace: 
         unknown = set(overrides) - {each.name for each in fields(job.config)}
         if unknown:
             name = sorted(unknown)[0]
-            raise UserError(f'{job.name}: unknown key "{name}"{nearest(name, [each.name for each in fields(job.config)])}')
+            raise UserError(
+                f'{job.name}: unknown key "{name}"{nearest(name, [each.name for each in fields(job.config)])}'
+            )
         return bind(job.config, _merged(to_dict(recipe), overrides), where=job.name)
     if isinstance(recipe, Mapping):
         return bind(job.config, _merged(recipe, overrides), where=job.name)
@@ -256,5 +337,7 @@ def config_from(job: Job, recipe: Any, overrides: Mapping[str, Any], workspace: 
 def _merged(values: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(values)
     for key, value in overrides.items():
-        out[key] = _merged(out[key], value) if isinstance(value, Mapping) and isinstance(out.get(key), Mapping) else value
+        out[key] = (
+            _merged(out[key], value) if isinstance(value, Mapping) and isinstance(out.get(key), Mapping) else value
+        )
     return out

@@ -19,7 +19,7 @@ from tutelage.core.words import Example, Label, Preference
 from tutelage.data.contamination import EvaluationSet, Item, read_items
 from tutelage.data.dedupe import ExactIndex, NearDuplicateIndex
 from tutelage.data.language import UNDECIDED, detect_language, toxic_words
-from tutelage.data.pii import KeyFile, KeyRow, Redactor
+from tutelage.data.pii import KeyFile, KeyRow, Redactor, redact
 from tutelage.data.reword import (
     CLEANABLE,
     Cleanable,
@@ -168,6 +168,10 @@ class Cleaner:
         if self._key_rows:
             self._key.write(content_digest(record), self._key_rows)
         return record
+
+    def hide(self, text: str) -> str:
+        """`text` without personal data where the pii step is on: for excerpts of dropped records."""
+        return redact(text)[0] if "pii" in self.steps else text
 
     def report(self) -> dict[str, dict[str, int]]:
         """Per step: records seen, changed, dropped and flagged (tagged)."""

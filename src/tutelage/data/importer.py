@@ -93,7 +93,9 @@ def checked_name(name: str) -> str:
 
 
 def _write(reading: Reading, folder: Path, *, clean: Any, shares: dict[str, float], seed: int) -> dict[str, int]:
-    apply: Callable[[Kept], Any] | None = getattr(clean, "apply", clean)
+    named = hasattr(clean, "apply")  # a Cleaner takes a record's place, so that later reasons can name it
+    apply: Callable[..., Any] | None = getattr(clean, "apply", clean)
+    hide = getattr(clean, "hide", str)  # personal data that a Cleaner redacts must not come back through the quarantine
     counts = dict.fromkeys((*SPLITS, "quarantine"), 0)
     with contextlib.ExitStack() as stack:
         out = {
@@ -109,14 +111,15 @@ def _write(reading: Reading, folder: Path, *, clean: Any, shares: dict[str, floa
             if isinstance(item, Quarantined):
                 write("quarantine", item.to_dict())
                 continue
-            result = apply(item) if apply else item
+            place = {"name": f"{reading.source}, line {reading.line}"} if named else {}
+            result = apply(item, **place) if apply else item
             if hasattr(result, "reason") and hasattr(result, "step"):
                 reason = f"clean:{result.step}: {result.reason}"
-                reading.count(reason)
+                reading.count(f"clean:{result.step}")  # the step alone: a reason that names records is one of its kind
                 write(
                     "quarantine",
                     Quarantined(
-                        reading.source, reading.line, reason, excerpt(json.dumps(item.to_dict(), ensure_ascii=False))
+                        reading.source, reading.line, reason, excerpt(hide(json.dumps(item.to_dict(), ensure_ascii=False)))
                     ).to_dict(),
                 )
             else:

@@ -19,8 +19,23 @@ from tutelage.stats.calibration import ReliabilityRow
 from tutelage.stats.intervals import Interval
 
 NAME = "report.json"
-TYPES = {kind.__name__: kind for kind in (ReportInput, RewardModelCard, SafetyScores, TaskScore, Verdict, WinRate, ReliabilityRow,
-                                          Interval, Prompt, Response, Message, Sampling)}
+TYPES = {
+    kind.__name__: kind
+    for kind in (
+        ReportInput,
+        RewardModelCard,
+        SafetyScores,
+        TaskScore,
+        Verdict,
+        WinRate,
+        ReliabilityRow,
+        Interval,
+        Prompt,
+        Response,
+        Message,
+        Sampling,
+    )
+}
 
 
 def save_input(report: ReportInput, path: Path | str) -> None:

@@ -131,25 +131,33 @@ def classes_of(train: Sequence[Label], given: Sequence[str] = ()) -> tuple[str, 
     if given:
         unknown = sorted(set(counts) - set(given))
         if unknown:
-            raise UserError(f"the training rows hold the label {unknown[0]!r}, which is not in `labels`{nearest(unknown[0], given)}; "
-                            f"add it{f' (and {len(unknown) - 1} more)' if len(unknown) > 1 else ''}, or leave `labels` empty")
+            raise UserError(
+                f"the training rows hold the label {unknown[0]!r}, which is not in `labels`{nearest(unknown[0], given)}; "
+                f"add it{f' (and {len(unknown) - 1} more)' if len(unknown) > 1 else ''}, or leave `labels` empty"
+            )
         return tuple(given)
     if len(counts) < 2:
-        raise UserError(f"a classifier needs two classes or more; the {len(train)} training rows hold "
-                        f"{'only ' + repr(next(iter(counts))) if counts else 'no label'}. "
-                        "Choose what to predict with target=label or target=tag:NAME")
+        raise UserError(
+            f"a classifier needs two classes or more; the {len(train)} training rows hold "
+            f"{'only ' + repr(next(iter(counts))) if counts else 'no label'}. "
+            "Choose what to predict with target=label or target=tag:NAME"
+        )
     return tuple(sorted(counts))
 
 
 class ClassifyTask:
     """Weighted cross-entropy over classes; one `row` of the loop is a text."""
 
-    def __init__(self, model: PreTrainedModel, train: Sequence[Item], val: Sequence[Item], config: ClassifyConfig, classes: int):
+    def __init__(
+        self, model: PreTrainedModel, train: Sequence[Item], val: Sequence[Item], config: ClassifyConfig, classes: int
+    ):
         self.model, self.train, self.val, self.config = model, train, val, config
         self.rows = len(train)
         self.device = next(model.parameters()).device
         counts = Counter(item.label for item in train)
-        self.weight_K = [len(train) / (len(counts) * counts[k]) if config.balance and counts[k] else 1.0 for k in range(classes)]
+        self.weight_K = [
+            len(train) / (len(counts) * counts[k]) if config.balance and counts[k] else 1.0 for k in range(classes)
+        ]
 
     def micro(self, at: list[int]) -> Iterator[Micro]:
         items = [self.train[i] for i in at]
@@ -159,14 +167,22 @@ class ClassifyTask:
             weight_B = logit_BK.new_tensor([items[i].weight * self.weight_K[items[i].label] for i in members])
             loss_B = F.cross_entropy(logit_BK, truth_B, reduction="none") * weight_B
             right_B = (logit_BK.argmax(1) == truth_B) * weight_B
-            yield Micro(loss_B.sum() / max(count, 1e-8), {
-                "loss": float(loss_B.detach().sum()), "accuracy": float(right_B.sum()), "count": float(weight_B.sum()),
-                "tokens": sum(len(items[i].row.token_ids) for i in members)})
+            yield Micro(
+                loss_B.sum() / max(count, 1e-8),
+                {
+                    "loss": float(loss_B.detach().sum()),
+                    "accuracy": float(right_B.sum()),
+                    "count": float(weight_B.sum()),
+                    "tokens": sum(len(items[i].row.token_ids) for i in members),
+                },
+            )
 
     def logits(self, items: Sequence[Item]) -> Iterator[tuple[list[int], Tensor]]:
         """Positions in `items` and their float32 logits [B, K], a token budget's worth at a time."""
         pad_id = self.model.config.get_text_config().pad_token_id or 0
-        for members in micro_batches([len(item.row.token_ids) for item in items], token_budget=self.config.loop.token_budget):
+        for members in micro_batches(
+            [len(item.row.token_ids) for item in items], token_budget=self.config.loop.token_budget
+        ):
             batch = collate([items[i].row for i in members], device=self.device, pad_id=pad_id)
             yield members, self.model(input_ids=batch.token_BT, attention_mask=batch.real_BT.long()).logits.float()
 
@@ -206,7 +222,9 @@ def classify(
     UserError where there are fewer than two classes.  Resumes where `resume` and `folder` holds a run.
     """
     resolved = to_dict(config)
-    run = begin_or_reopen(folder, kind="classify", config=resolved, seed=config.seed, resume=resume, parents=(config.model, data_id))
+    run = begin_or_reopen(
+        folder, kind="classify", config=resolved, seed=config.seed, resume=resume, parents=(config.model, data_id)
+    )
     if run.finished():
         facts = run.manifest
         report = ClassifyReport.from_dict(facts["report"]) if facts["report"] else None
@@ -216,18 +234,38 @@ def classify(
     torch.manual_seed(config.seed)
     with fast_matmuls(config.device):
         model, tokenizer, digest = load_classifier(config, progress=progress)
-        length = min(config.max_tokens, getattr(model.config.get_text_config(), "max_position_embeddings", None) or config.max_tokens)
+        length = min(
+            config.max_tokens,
+            getattr(model.config.get_text_config(), "max_position_embeddings", None) or config.max_tokens,
+        )
         tokenised = lambda rows, what: _items(tokenizer, rows, labels, model, length, what=what, warn=warn)
         val_items = tokenised(val, "validation")
         task = ClassifyTask(model, tokenised(train, "training"), val_items, config, len(labels))
-        outcome = fit(run, task, model, loop=config.loop, optim=config.optim, save=config.save, seed=config.seed,
-                      progress=progress, warn=warn)
+        outcome = fit(
+            run,
+            task,
+            model,
+            loop=config.loop,
+            optim=config.optim,
+            save=config.save,
+            seed=config.seed,
+            progress=progress,
+            warn=warn,
+        )
         model.eval()
         test_items = tokenised(test, "test")
         held_out, split = (test_items, "test") if test_items else (val_items, "val")
         report = report_of([item.label for item in held_out], task.predict(held_out)[0], labels, split=split)
-    manifest = {"kind": "classify", "run": run.id, "base": config.model, "parents": [digest, data_id], "role": "classifier",
-                "labels": list(labels), "config": resolved, "versions": versions()}
+    manifest = {
+        "kind": "classify",
+        "run": run.id,
+        "base": config.model,
+        "parents": [digest, data_id],
+        "role": "classifier",
+        "labels": list(labels),
+        "config": resolved,
+        "versions": versions(),
+    }
     return _finish(run, model, tokenizer, outcome, report, manifest)
 
 
@@ -242,9 +280,15 @@ def load_classifier(
     try:
         with quiet_transformers():
             model = AutoModelForSequenceClassification.from_pretrained(
-                path, num_labels=len(names), id2label=names, label2id={name: k for k, name in names.items()},
-                problem_type="single_label_classification", dtype=best_dtype(dtype, device=device), use_safetensors=True,
-                ignore_mismatched_sizes=True)  # a checkpoint may bring a layer for other classes
+                path,
+                num_labels=len(names),
+                id2label=names,
+                label2id={name: k for k, name in names.items()},
+                problem_type="single_label_classification",
+                dtype=best_dtype(dtype, device=device),
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+            )  # a checkpoint may bring a layer for other classes
             tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{path} cannot be loaded as a classifier: {str(error).strip().splitlines()[0]}") from error
@@ -260,34 +304,60 @@ def load_classifier(
     return model, tokenizer, weights_digest(path)
 
 
-def _items(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Label], labels: tuple[str, ...], model: PreTrainedModel, length: int,
-           *, what: str, warn: Callable[[str], None]) -> list[Item]:
+def _items(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Label],
+    labels: tuple[str, ...],
+    model: PreTrainedModel,
+    length: int,
+    *,
+    what: str,
+    warn: Callable[[str], None],
+) -> list[Item]:
     """Tokenised rows.  Rows of a class that training never saw cannot be got right and are left out, with a warning."""
     place = {name: k for k, name in enumerate(labels)}
     unseen = Counter(row.label for row in rows if row.label not in place)
     if unseen:
-        warn(f"{sum(unseen.values())} {what} row(s) have a label that the training rows do not hold and are left out: "
-             f"{', '.join(repr(name) for name, _ in unseen.most_common(5))}")
+        warn(
+            f"{sum(unseen.values())} {what} row(s) have a label that the training rows do not hold and are left out: "
+            f"{', '.join(repr(name) for name, _ in unseen.most_common(5))}"
+        )
     pad_id = model.config.get_text_config().pad_token_id
-    return [Item(Row(ids, [1.0] * len(ids)), place[row.label], row.weight) for row in rows if row.label in place
-            for ids in [_encode(tokenizer, text_of(row), length, pad_id)]]
+    return [
+        Item(Row(ids, [1.0] * len(ids)), place[row.label], row.weight)
+        for row in rows
+        if row.label in place
+        for ids in [_encode(tokenizer, text_of(row), length, pad_id)]
+    ]
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, length: int, pad_id: int) -> list[int]:
     ids = list(tokenizer(text, truncation=True, max_length=length)["input_ids"])
-    while len(ids) > 1 and ids[-1] == pad_id:  # a text that spells the pad token: decoders would look for their last token before it
+    while (
+        len(ids) > 1 and ids[-1] == pad_id
+    ):  # a text that spells the pad token: decoders would look for their last token before it
         ids.pop()
     return ids
 
 
-def _finish(run: Run, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, outcome: Outcome,
-            report: ClassifyReport | None, manifest: dict[str, Any]) -> ClassifyResult:
+def _finish(
+    run: Run,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    outcome: Outcome,
+    report: ClassifyReport | None,
+    manifest: dict[str, Any],
+) -> ClassifyResult:
     facts = report.to_dict() if report else None
 
     def write(folder: Path) -> None:
         save(model, tokenizer, folder, manifest=manifest)
         write_json(folder / "report.json", facts)
 
-    run.finish(write, steps=outcome.steps, best={key: value for key, value in outcome.best.items() if math.isfinite(value)},
-               report=facts)
+    run.finish(
+        write,
+        steps=outcome.steps,
+        best={key: value for key, value in outcome.best.items() if math.isfinite(value)},
+        report=facts,
+    )
     return ClassifyResult(run.final, outcome, report)

@@ -38,13 +38,23 @@ class ClassifyReport(NamedTuple):
     split: str  # which rows these are: "test" or "val"
 
     def to_dict(self) -> dict[str, Any]:
-        return {**self._asdict(), "labels": list(self.labels), "confusion": [list(row) for row in self.confusion],
-                "classes": [each._asdict() for each in self.classes]}
+        return {
+            **self._asdict(),
+            "labels": list(self.labels),
+            "confusion": [list(row) for row in self.confusion],
+            "classes": [each._asdict() for each in self.classes],
+        }
 
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> "ClassifyReport":
-        return cls(**{**row, "labels": tuple(row["labels"]), "confusion": tuple(tuple(each) for each in row["confusion"]),
-                      "classes": tuple(ClassScores(**each) for each in row["classes"])})
+        return cls(
+            **{
+                **row,
+                "labels": tuple(row["labels"]),
+                "confusion": tuple(tuple(each) for each in row["confusion"]),
+                "classes": tuple(ClassScores(**each) for each in row["classes"]),
+            }
+        )
 
 
 def confusion_matrix(truth: Sequence[int], predicted: Sequence[int], classes: int) -> NDArray[np.int64]:
@@ -66,7 +76,9 @@ def f1_scores(confusion_KK: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDA
     return divide(right_K, called_K), divide(right_K, support_K), divide(2 * right_K, called_K + support_K)
 
 
-def report_of(truth: Sequence[int], predicted: Sequence[int], labels: Sequence[str], *, split: str) -> ClassifyReport | None:
+def report_of(
+    truth: Sequence[int], predicted: Sequence[int], labels: Sequence[str], *, split: str
+) -> ClassifyReport | None:
     """The report of predictions, as positions in `labels`; None where there is nothing to report on."""
     if not len(truth):
         return None
@@ -77,8 +89,17 @@ def report_of(truth: Sequence[int], predicted: Sequence[int], labels: Sequence[s
     accuracy = wilson(int(np.trace(confusion_KK)), len(truth))
     rounded = lambda x: round(float(x), 6)
     return ClassifyReport(
-        labels=tuple(labels), confusion=tuple(tuple(map(int, row)) for row in confusion_KK),
-        classes=tuple(ClassScores(label, rounded(precision_K[i]), rounded(recall_K[i]), rounded(f1_K[i]), int(support_K[i]))
-                      for i, label in enumerate(labels)),
-        n=len(truth), accuracy=rounded(accuracy.estimate), accuracy_low=rounded(accuracy.low), accuracy_high=rounded(accuracy.high),
-        macro_f1=rounded(f1_K[occurs_K].mean()), baseline=rounded(support_K.max() / len(truth)), split=split)
+        labels=tuple(labels),
+        confusion=tuple(tuple(map(int, row)) for row in confusion_KK),
+        classes=tuple(
+            ClassScores(label, rounded(precision_K[i]), rounded(recall_K[i]), rounded(f1_K[i]), int(support_K[i]))
+            for i, label in enumerate(labels)
+        ),
+        n=len(truth),
+        accuracy=rounded(accuracy.estimate),
+        accuracy_low=rounded(accuracy.low),
+        accuracy_high=rounded(accuracy.high),
+        macro_f1=rounded(f1_K[occurs_K].mean()),
+        baseline=rounded(support_K.max() / len(truth)),
+        split=split,
+    )

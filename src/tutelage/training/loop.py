@@ -71,10 +71,16 @@ class Outcome(NamedTuple):
 
 
 def ratios(sums: Counter) -> dict[str, float]:
-    """loss = sum / count; every other sum `x` likewise."""
+    """loss = sum / count; every other sum `x` likewise, or by its own `x_count`, and left out where that is 0.
+
+    >>> ratios(Counter({"loss": 6.0, "count": 4.0, "accuracy": 1.0, "accuracy_count": 2.0, "tokens": 30}))
+    {'loss': 1.5, 'accuracy': 0.5, 'tokens': 30}
+    """
+    sums = Counter(sums)
     count = max(sums.pop("count", 0.0), 1e-8)
     tokens = sums.pop("tokens", None)
-    out = {key: round(value / count, 6) for key, value in sums.items()}
+    own = {key.removesuffix("_count"): sums.pop(key) for key in list(sums) if key.endswith("_count")}
+    out = {key: round(value / (own[key] if key in own else count), 6) for key, value in sums.items() if own.get(key, count)}
     return out if tokens is None else {**out, "tokens": int(tokens)}
 
 

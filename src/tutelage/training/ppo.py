@@ -7,7 +7,9 @@ Departures from them:
 1. Reference and policy share one trunk when LoRA is on: the reference is the trunk with the adapters off.
 2. The value head reads the policy's trunk (`value: shared`, zero-initialised) unless `value: separate` asks for its own.
 3. Rewards are put at mean 0 and standard deviation 1 on the reference's own answers (C20) before the first step.
-4. Responses are padded at the right, positions counted from 0; the score stands at the last token that was sampled.
+4. `baseline: leave_one_out` takes the mean score of a prompt's other responses off each score (RLOO, Ahmadian et al. 2024,
+   https://arxiv.org/abs/2402.14740, eq. 7), so that the value head need not learn which prompts are hard: for short runs.
+5. Responses are padded at the right, positions counted from 0; the score stands at the last token that was sampled.
 """
 
 from collections import Counter
@@ -51,6 +53,7 @@ class PPOConfig:
     temperature: float = 1.0
     missing_eos: float = -1.0  # the (normalised) score of a response that the length limit cut off
     score_clip: float = 5.0  # in standard deviations of the reference's scores
+    baseline: Literal["none", "leave_one_out"] = "none"  # leave_one_out needs responses_per_prompt >= 2
     normalise_on: int = 64  # prompts whose reference answers set the reward's mean and scale; 0 = leave it as it is
     beta: float = 0.05  # KL penalty, per nat
     kl_target: float | None = None  # nats per response; None = beta stays fixed
@@ -81,6 +84,8 @@ class PPOConfig:
         least = {"steps": 1, "prompts_per_step": 1, "responses_per_prompt": 1, "max_tokens": 1, "epochs": 1, "minibatches": 1,
                  "beta": 0, "value_coef": 0, "entropy_coef": 0, "normalise_on": 0}
         faults = [f"{name} must be >= {low}; got {getattr(self, name)}" for name, low in least.items() if getattr(self, name) < low]
+        if self.baseline == "leave_one_out" and self.responses_per_prompt < 2:
+            faults.append("baseline leave_one_out compares the responses of a prompt: set responses_per_prompt to 2 or more")
         if self.temperature <= 0:
             faults.append(f"temperature must be > 0 to explore; got {self.temperature}")
         if not 0 < self.clip < 1:
@@ -146,11 +151,20 @@ def credit(rollouts: Rollouts, judgements: Sequence[Judgement], config: PPOConfi
     # EOS trick: an answer that never ended has not earned the score of an answer (Stiennon et al.; N+ detail 4.3)
     score_B = torch.where(rollouts.stopped_B, score_B, config.missing_eos)
     kl_BT = k1(rollouts.logp_BT, rollouts.ref_logp_BT, rollouts.acted_BT)
-    reward_BT = place_scores(score_B, rollouts.acted_BT) - beta * kl_BT
+    credit_B = leave_one_out(score_B, rollouts.group_B) if config.baseline == "leave_one_out" else score_B
+    reward_BT = place_scores(credit_B, rollouts.acted_BT) - beta * kl_BT
     if config.whiten_rewards:
         reward_BT = rescale(reward_BT, rollouts.acted_BT)
     out = gae(reward_BT, rollouts.value_BT, rollouts.acted_BT, gamma=config.gamma, lam=config.lam)
     return RewardSignal(score_B, kl_BT, reward_BT, standardize(out.advantage_BT, rollouts.acted_BT), out.return_BT)
+
+
+def leave_one_out(score_B: Tensor, group_B: Tensor) -> Tensor:
+    """Each score minus the mean of the others of its group; 0 for a response alone in its group."""
+    same_BB = group_B[:, None] == group_B[None, :]
+    others_B = same_BB.sum(1) - 1
+    mean_B = (same_BB.to(score_B.dtype) @ score_B - score_B) / others_B.clamp(min=1)
+    return torch.where(others_B > 0, score_B - mean_B, 0.0)
 
 
 def place_scores(score_B: Tensor, acted_BT: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ pairs share a weight of 1 (InstructGPT, Ouyang et al. 2022, section 3.5).  One e
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from tutelage.store.runs import Run, begin_or_reopen
 from tutelage.text.mask import Row, answer_row
 from tutelage.text.pack import micro_batches
 from tutelage.training.batch import collate
-from tutelage.training.loop import LoopConfig, Micro, Outcome, fit
+from tutelage.training.loop import LoopConfig, Micro, Outcome, fit, ratios
 from tutelage.training.networks import LoraConfig, fast_matmuls, load_trainable, manifest_of
 from tutelage.training.optim import OptimConfig
 from tutelage.training.state import SaveConfig
@@ -159,18 +160,20 @@ class RewardTask:
             soft_label_P=scores_N.new_tensor([pair.soft_label for pair in pairs]), centre=self.config.centre)
         weight_R = scores_N.new_tensor([weight for *_, weight in ratings])
         squares_R = rating_loss(scores_N[rated], scores_N.new_tensor([rating for _, rating, _ in ratings]))
-        sums = {"accuracy": float((out.right_P * weight_P).sum()), "count": float(weight_P.sum() + weight_R.sum()),
-                "margin": float(((scores_N[chosen] - scores_N[rejected]) * weight_P).detach().sum())}
+        among = float(weight_P.sum())  # accuracy and margin are of pairs alone
+        sums = {"accuracy": float((out.right_P * weight_P).sum()), "accuracy_count": among,
+                "margin": float(((scores_N[chosen] - scores_N[rejected]) * weight_P).detach().sum()), "margin_count": among,
+                "count": float(weight_P.sum() + weight_R.sum())}
         return torch.cat([out.loss_P * weight_P, squares_R * weight_R]), sums
 
     def evaluate(self) -> dict[str, float]:
         if not self.val:
             return {}
-        loss = right = count = 0.0
+        sums: Counter = Counter()
         for micro in self._losses(list(self.val)):
-            loss, right, count = loss + micro.sums["loss"], right + micro.sums["accuracy"], count + micro.sums["count"]
-        out = {"eval_loss": round(loss / count, 6)}
-        return {**out, "eval_accuracy": round(right / count, 6)} if any(group.pairs for group in self.val) else out
+            sums.update(micro.sums)
+        found = ratios(sums)
+        return {f"eval_{key}": found[key] for key in ("loss", "accuracy") if key in found}
 
 
 def reward(

@@ -80,7 +80,9 @@ class Follower:
     def _open(self) -> None:
         if self.trackers:
             return
-        self.state = read_json(self.state_path) if self.state_path.exists() else {"id": uuid.uuid4().hex[:8], "sent": {}}
+        self.state = (
+            read_json(self.state_path) if self.state_path.exists() else {"id": uuid.uuid4().hex[:8], "sent": {}}
+        )
         for name in self.names:
             self.trackers[name] = TRACKERS[name](self.folder, self.state, self.config)
 
@@ -104,9 +106,11 @@ def figures_of(row: Mapping[str, Any]) -> dict[str, float]:
     >>> figures_of({"step": 2, "time": 1.0, "loss": 0.5, "eval_loss": 0.7, "note": "x"})
     {'train/loss': 0.5, 'eval/loss': 0.7}
     """
-    return {f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}": float(value)
-            for key, value in row.items()
-            if key not in NOT_METRICS and isinstance(value, (int, float)) and not isinstance(value, bool)}
+    return {
+        f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}": float(value)
+        for key, value in row.items()
+        if key not in NOT_METRICS and isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
 
 
 def flat(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
@@ -156,8 +160,14 @@ class WandB:
     """Weights & Biases; WANDB_MODE=offline keeps it on this machine."""
 
     def __init__(self, folder: Path, state: dict[str, Any], config: Mapping[str, Any]):
-        self.run = require("wandb").init(project=PROJECT, id=f"{folder.name}-{state['id']}", name=folder.name, dir=str(folder),
-                                         config=flat(config), resume="allow")
+        self.run = require("wandb").init(
+            project=PROJECT,
+            id=f"{folder.name}-{state['id']}",
+            name=folder.name,
+            dir=str(folder),
+            config=flat(config),
+            resume="allow",
+        )
         self.step, self.held = -1, {}
 
     def log(self, figures: Mapping[str, float], *, step: int) -> None:
@@ -198,5 +208,9 @@ class MLflow:
 
 
 TRACKERS: dict[str, Callable[[Path, dict[str, Any], Mapping[str, Any]], Tracker]] = {
-    "tensorboard": TensorBoard, "trackio": Trackio, "wandb": WandB, "mlflow": MLflow}
+    "tensorboard": TensorBoard,
+    "trackio": Trackio,
+    "wandb": WandB,
+    "mlflow": MLflow,
+}
 PACKAGES = {"tensorboard": "torch.utils.tensorboard", "trackio": "trackio", "wandb": "wandb", "mlflow": "mlflow"}
