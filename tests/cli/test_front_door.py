@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.cli.conftest import call
+from calling import call
 from tutelage import cli
 from tutelage.core.errors import UserError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cli.conftest import call
+from calling import call
 from tutelage.commands import classify, reward, rl, sft
 from tutelage.core.config import to_dict
 from tutelage.core.errors import ConfigError, UserError

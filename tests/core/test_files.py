@@ -59,7 +59,8 @@ def test_write_atomic_makes_folders_and_leaves_nothing_beside(tmp_path, data):
 def test_a_full_disk_leaves_the_old_file_and_says_what_to_do(tmp_path, full_disk):
     path = tmp_path / "file"
     path.write_text("before")
-    with pytest.raises(UserError, match=r"cannot write .*file: No space left on device; what was there before is intact\. Free some space"):
+    said = r"cannot write .*file: No space left on device; what was there before is intact\. Free some space"
+    with pytest.raises(UserError, match=said):
         write_atomic(path, "after")
     with pytest.raises(UserError, match="No space left on device"):
         write_jsonl(path, [1, 2])

@@ -141,7 +141,8 @@ def test_groups_default_to_the_question():
     first = Example(messages=(ASK, Message(role="assistant", text="Là.")))
     second = Example(messages=(ASK, Message(role="assistant", text="Ici.")))
     assert first.group == second.group == prompt_id((ASK,))  # two answers to one question never part in a split
-    assert Preference(prompt=PROMPT, chosen=GOOD, rejected=BAD).group == PROMPT.group == Label(prompt=PROMPT, response=BAD).group
+    assert Preference(prompt=PROMPT, chosen=GOOD, rejected=BAD).group == PROMPT.group
+    assert Label(prompt=PROMPT, response=BAD).group == PROMPT.group
 
 
 def test_response_ids_tell_apart_what_differs():
@@ -153,7 +154,8 @@ def test_response_ids_tell_apart_what_differs():
 
 def test_judgement_ids_tell_apart_what_differs():
     base = {"judge": "j", "kind": "pair", "responses": ("r", "s"), "values": (1, 0)}
-    others = [{"judge": "k"}, {"responses": ("s", "r")}, {"values": (2, 0)}, {"rubric": "safe@1"}, {"at": "2026"}, {"follows": "x"}]
+    others = [{"judge": "k"}, {"responses": ("s", "r")}, {"values": (2, 0)}, {"rubric": "safe@1"}, {"at": "2026"},
+              {"follows": "x"}]
     assert len({Judgement(**{**base, **other}).id for other in [{}, *others]}) == 7
 
 

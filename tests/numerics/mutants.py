@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src" / "tutelage"
 SECONDS = 60  # for one child
 # unraisableexception collects garbage five times over torch's whole heap, half of each child's time
-PYTEST = ["-x", "-q", "--tb=line", "-o", "addopts=", *(f"-pno:{name}" for name in ("cacheprovider", "randomly", "unraisableexception"))]
+PYTEST = ["-x", "-q", "--tb=line", "-o", "addopts=", "-pno:cacheprovider", "-pno:randomly", "-pno:unraisableexception"]
 
 
 class Mutant(NamedTuple):
@@ -78,7 +78,8 @@ MUTANTS = [
         ("standardize leaves the rest", "rsqrt(masked_var(x, mask) + eps)\n    return torch.where(mask, out, 0.0)",
          "rsqrt(masked_var(x, mask) + eps)\n    return out"),
         ("rescale shifts the mean", "+ eps) + mean\n", "+ eps)\n"),
-        ("last by count", "return torch.where(mask_BT, columns, -1).amax(dim=1)", "return mask_BT.sum(1) - 1 + 0 * columns[0]")),
+        ("last by count", "return torch.where(mask_BT, columns, -1).amax(dim=1)",
+         "return mask_BT.sum(1) - 1 + 0 * columns[0]")),
     *of("algos/gae.py",
         ("forget lambda", "gamma * lam * next_advantage_B", "gamma * next_advantage_B"),
         ("forget gamma in the error", "+ gamma * next_value_B", "+ next_value_B"),
@@ -88,15 +89,18 @@ MUTANTS = [
          "next_advantage_B = torch.where(acted_B, advantage_B, 0.0)"),
         ("a gap brings its own value", "next_value_B = torch.where(acted_B, value_BT[:, t], next_value_B)",
          "next_value_B = value_BT[:, t]"),
-        ("no mask on the advantage", "advantage_BT[:, t] = torch.where(acted_B, advantage_B, 0.0)", "advantage_BT[:, t] = advantage_B"),
-        ("return without the value", "torch.where(acted_BT, advantage_BT + value_BT, 0.0)", "torch.where(acted_BT, advantage_BT, 0.0)"),
+        ("no mask on the advantage", "advantage_BT[:, t] = torch.where(acted_B, advantage_B, 0.0)",
+         "advantage_BT[:, t] = advantage_B"),
+        ("return without the value", "torch.where(acted_BT, advantage_BT + value_BT, 0.0)",
+         "torch.where(acted_BT, advantage_BT, 0.0)"),
         ("skip the first token", "in reversed(range(reward_BT.shape[1]))", "in reversed(range(1, reward_BT.shape[1]))")),
     *of("algos/ppo.py",
         ("drop the minimum", "objective_BT = torch.minimum(plain_BT, limited_BT)", "objective_BT = plain_BT"),
         ("always the clipped one", "objective_BT = torch.minimum(plain_BT, limited_BT)", "objective_BT = limited_BT"),
         ("maximum for minimum", "torch.minimum(plain_BT, limited_BT)", "torch.maximum(plain_BT, limited_BT)"),
         ("flip the sign", "torch.where(acted_BT, -objective_BT, 0.0)", "torch.where(acted_BT, objective_BT, 0.0)"),
-        ("invert the ratio", "torch.where(acted_BT, logp_BT - old_logp_BT, 0.0)", "torch.where(acted_BT, old_logp_BT - logp_BT, 0.0)"),
+        ("invert the ratio", "torch.where(acted_BT, logp_BT - old_logp_BT, 0.0)",
+         "torch.where(acted_BT, old_logp_BT - logp_BT, 0.0)"),
         ("widen the upper bound", "1 + clip", "1 + 2 * clip"),
         ("widen the lower bound", "1 - clip", "1 - 2 * clip"),
         ("no mask on the loss", "torch.where(acted_BT, -objective_BT, 0.0)", "-objective_BT"),
@@ -104,14 +108,16 @@ MUTANTS = [
         ("no limit on the log-ratio", ".clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)", ""),
         ("dual clip on good actions too", "(advantage_BT < 0) & (objective_BT < floor_BT)", "(objective_BT < floor_BT)"),
         ("dual clip forgotten", "objective_BT = torch.where(below_BT, floor_BT, objective_BT)", "pass"),
-        ("kl to the old policy upside down", "torch.expm1(log_ratio_BT) - log_ratio_BT", "torch.expm1(-log_ratio_BT) + log_ratio_BT"),
+        ("kl to the old policy upside down", "torch.expm1(log_ratio_BT) - log_ratio_BT",
+         "torch.expm1(-log_ratio_BT) + log_ratio_BT"),
         ("smaller of the value errors", "torch.maximum(error_BT, near_error_BT)", "torch.minimum(error_BT, near_error_BT)"),
         ("value clip around the return", "near_BT = old_value_BT +", "near_BT = return_BT +"),
         ("whole squared error", "0.5 * error_BT", "error_BT"),
         ("garbage in values", "(torch.where(acted_BT, x, 0.0) for x in (value_BT, old_value_BT, return_BT))",
          "(value_BT, old_value_BT, return_BT)")),
     *of("algos/kl.py",
-        ("k1 upside down", "torch.where(acted_BT, logp_BT - ref_logp_BT, 0.0)", "torch.where(acted_BT, ref_logp_BT - logp_BT, 0.0)"),
+        ("k1 upside down", "torch.where(acted_BT, logp_BT - ref_logp_BT, 0.0)",
+         "torch.where(acted_BT, ref_logp_BT - logp_BT, 0.0)"),
         ("no mask", "torch.where(acted_BT, logp_BT - ref_logp_BT, 0.0)", "logp_BT - ref_logp_BT"),
         ("k2 whole", "0.5 * k1", "k1"),
         ("k3 upside down", "torch.expm1((-u_BT).clamp(-20, 20)) + u_BT", "torch.expm1(u_BT.clamp(-20, 20)) - u_BT"),
@@ -125,9 +131,11 @@ MUTANTS = [
         ("multiply by the temperature", ".float() / temperature", ".float() * temperature"),
         ("log-softmax in the head's dtype", "head(hidden_ND).float()", "head(hidden_ND)"),
         ("entropy upside down", "entropy_N = -(", "entropy_N = ("),
-        ("entropy always with gradient", "torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled())", "torch.enable_grad()"),
+        ("entropy always with gradient", "torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled())",
+         "torch.enable_grad()"),
         ("keep the logits", "checkpoint(_logps, *args, use_reentrant=False)", "_logps(*args)"),
-        ("all logits at once", "    logps, entropies = [], []", "    chunk = max(1, hidden_ND.shape[0])\n    logps, entropies = [], []"),
+        ("all logits at once", "    logps, entropies = [], []",
+         "    chunk = max(1, hidden_ND.shape[0])\n    logps, entropies = [], []"),
         ("lose the last chunk", "range(0, hidden_ND.shape[0], chunk)", "range(0, hidden_ND.shape[0] - chunk + 1, chunk)"),
         ("mean of means for token", "return [max(sum(row_weights), 1e-8)] * len(row_weights)",
          "return [max(len(row_weights) * weight, 1e-8) for weight in row_weights]"),
@@ -158,7 +166,7 @@ MUTANTS = [
         ("newline behind the turn trained", "    return tail[:cut]", "    return tail"),
         ("generation prompt trained", "tools=example.tools, answer_next=True)", "tools=example.tools)"),
         ("mask by pad id", "return [row for row in rows if row.trained()]",
-         "return [row._replace(weights=[w if t != tokenizer.pad_token_id else 0.0 for t, w in zip(*row)]) for row in rows if row.trained()]"),
+         "return [Row(ids, [w * (t != tokenizer.pad_token_id) for t, w in zip(ids, weights)]) for ids, weights in rows]"),
         ("rewritten turns not seen", "if not before.startswith(text_so_far):", "if False:"),
         ("earlier turns trained again", "ids, weights, text_so_far = [], [], \"\"\n        gap",
          "ids, text_so_far = [], \"\"\n        gap"),
@@ -200,7 +208,8 @@ MUTANTS = [
         ("sum in bfloat16", "p.grad.float() if master.grad is None else master.grad.add_(p.grad)",
          "p.grad.float() if master.grad is None else (master.grad.bfloat16() + p.grad).float()"),
         ("masters not copied back", "p.copy_(self.masters[name])", "pass"),
-        ("decay on vectors", '"params": vectors, "weight_decay": 0.0', '"params": vectors, "weight_decay": config.weight_decay'),
+        ("decay on vectors", '"params": vectors, "weight_decay": 0.0',
+         '"params": vectors, "weight_decay": config.weight_decay'),
         ("schedule one late", "scale_at(self.config, self.updates, self.total_updates)",
          "scale_at(self.config, max(0, self.updates - 1), self.total_updates)"),
         ("moments not loaded", "            if keys:", "            if False:"),
@@ -293,7 +302,8 @@ def main(words: list[str]) -> int:
     workers = min(4, os.cpu_count() or 1)
     results = run([(None, tests) for tests in files] + [(m, TESTS[m.file]) for m in chosen], workers=workers)
     whole, broken = results[:len(files)], results[len(files):]
-    bad = [f"{tests} fails without any fault planted:\n{out}" for tests, (code, out) in zip(files, whole, strict=True) if code != 0]
+    bad = [f"{tests} fails without any fault planted:\n{out}"
+           for tests, (code, out) in zip(files, whole, strict=True) if code != 0]
     caught = 0
     for mutant, (code, out) in zip(chosen, broken, strict=True):
         caught += code == 1

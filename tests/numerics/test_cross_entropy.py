@@ -51,7 +51,8 @@ def test_entropy_equals_torch(temperature):
 def test_entropy_carries_a_gradient_only_where_asked_and_then_that_of_torch():
     hidden, target, head = problem(seed=4)
     assert not token_logps(hidden, target, head).entropy_N.requires_grad
-    got = torch.autograd.grad(token_logps(hidden, target, head, chunk=6, entropy_grad=True).entropy_N.sum(), [hidden, head.weight])
+    out = token_logps(hidden, target, head, chunk=6, entropy_grad=True)
+    got = torch.autograd.grad(out.entropy_N.sum(), [hidden, head.weight])
     witness = torch.distributions.Categorical(logits=head(hidden)).entropy().sum()
     for ours, theirs in zip(got, torch.autograd.grad(witness, [hidden, head.weight]), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -33,7 +33,8 @@ def test_bradley_terry_by_hand():
     assert out.loss_P.tolist() == pytest.approx([0.3132616875, math.log(2)], abs=1e-9)
 
 
-@pytest.mark.parametrize("options", [{}, {"margin_P": MARGIN}, {"soft_label_P": SOFT}, {"margin_P": MARGIN, "soft_label_P": SOFT}])
+@pytest.mark.parametrize("options", [
+    {}, {"margin_P": MARGIN}, {"soft_label_P": SOFT}, {"margin_P": MARGIN, "soft_label_P": SOFT}])
 def test_bradley_terry_equals_the_plain_formula(options):
     out = bradley_terry_loss(f64(CHOSEN), f64(REJECTED), **{name: f64(values) for name, values in options.items()})
     wanted = [witness(c, r, margin=m, soft=p) for c, r, m, p in zip(
@@ -82,7 +83,8 @@ def test_a_margin_does_not_change_what_is_right():
 def test_centre_pins_the_origin_and_only_that():
     plain = bradley_terry_loss(f64(CHOSEN), f64(REJECTED)).loss_P
     centred = bradley_terry_loss(f64(CHOSEN), f64(REJECTED), centre=0.01).loss_P
-    np.testing.assert_allclose((centred - plain).numpy(), [0.01 * (c + r) ** 2 for c, r in zip(CHOSEN, REJECTED, strict=True)], rtol=1e-9)
+    wanted = [0.01 * (c + r) ** 2 for c, r in zip(CHOSEN, REJECTED, strict=True)]
+    np.testing.assert_allclose((centred - plain).numpy(), wanted, rtol=1e-9)
     shifted = bradley_terry_loss(f64(CHOSEN) + 7, f64(REJECTED) + 7).loss_P
     torch.testing.assert_close(shifted, plain, rtol=1e-12, atol=1e-12)  # without it, the origin is free
 

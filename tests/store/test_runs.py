@@ -248,7 +248,8 @@ def broken_while_writing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("write, error, said", [
-    (full_while_writing, UserError, r"cannot write .*000002: No space left on device; earlier checkpoints are intact\. Free some space"),
+    (full_while_writing, UserError,
+     r"cannot write .*000002: No space left on device; earlier checkpoints are intact\. Free some space"),
     (refused_while_writing, UserError, "No space left on device"),
     (broken_while_writing, KeyboardInterrupt, "^$"),
 ])

@@ -34,7 +34,8 @@ COLOURED = {
     "chatml": CHATML,
     "chatml-pad-is-eos": CHATML,
     "llama3": [
-        ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", 0.0),
+        ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+         "<|start_header_id|>assistant<|end_header_id|>\n\n", 0.0),
         ("Hello<|eot_id|>", 1.0),
         ("<|start_header_id|>user<|end_header_id|>\n\nBye<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", 0.0),
         ("So long<|eot_id|>", 1.0)],
@@ -42,7 +43,8 @@ COLOURED = {
               ("\n<start_of_turn>user\nBye<end_of_turn>\n<start_of_turn>model\n", 0.0), ("So long<end_of_turn>", 1.0)],
     "mistral": [("<s>[INST] Hi [/INST]", 0.0), (" Hello</s>", 1.0), ("[INST] Bye [/INST]", 0.0), (" So long</s>", 1.0)],
     "plain": [("<s>User: Hi\nAssistant: ", 0.0), ("Hello</s>", 1.0), ("\nUser: Bye\nAssistant: ", 0.0), ("So long</s>", 1.0)],
-    "plain-without-bos": [("User: Hi\nAssistant: ", 0.0), ("Hello</s>", 1.0), ("\nUser: Bye\nAssistant: ", 0.0), ("So long</s>", 1.0)],
+    "plain-without-bos": [("User: Hi\nAssistant: ", 0.0), ("Hello</s>", 1.0),
+                          ("\nUser: Bye\nAssistant: ", 0.0), ("So long</s>", 1.0)],
 }
 
 
@@ -56,7 +58,8 @@ def test_colour_of_two_turns(named):
 def test_equals_the_mask_that_transformers_makes_from_generation_marks(make, templates):
     ours = make("chatml")
     marked = make("chatml", template=templates["marked"])
-    example = talk(("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("user", "写诗 🙂"), ("assistant", "春眠不觉晓"))
+    example = talk(("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("user", "写诗 🙂"),
+                   ("assistant", "春眠不觉晓"))
     witness = marked.apply_chat_template(
         [{"role": m.role, "content": m.text} for m in example.messages], return_assistant_tokens_mask=True, return_dict=True)
     [row] = rows_of(ours, example)
@@ -127,7 +130,8 @@ def test_a_template_that_rewrites_earlier_turns_gives_a_row_a_turn(make, templat
 
 def test_a_template_that_rewrites_nothing_here_gives_one_row(make, templates):
     tokenizer = make("chatml", template=templates["thinking"])
-    assert rows_of(tokenizer, talk("Hi", "Hello", "Bye", "So long")) == rows_of(make("chatml"), talk("Hi", "Hello", "Bye", "So long"))
+    example = talk("Hi", "Hello", "Bye", "So long")
+    assert rows_of(tokenizer, example) == rows_of(make("chatml"), example)
 
 
 def test_a_template_without_a_turn_end_gets_eos_behind_the_last_turn_only(make, templates):
@@ -139,8 +143,10 @@ def test_a_template_without_a_turn_end_gets_eos_behind_the_last_turn_only(make, 
 
 
 def test_a_template_whose_generation_prompt_is_no_prefix_is_refused(make):
-    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}ASSISTANT> {% endif %}"
-    with pytest.raises(UserError, match=r"differently from its own generation prompt.*'user: Hi\\nASSISTANT> '.*'user: Hi\\nassistant: H"):
+    template = ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+                "{% if add_generation_prompt %}ASSISTANT> {% endif %}")
+    said = r"differently from its own generation prompt.*'user: Hi\\nASSISTANT> '.*'user: Hi\\nassistant: H"
+    with pytest.raises(UserError, match=said):
         rows_of(make("chatml", template=template), talk("Hi", "Hello"))
 
 
@@ -175,9 +181,10 @@ def test_training_and_sampling_part_at_the_same_token(make):
 
 def test_answer_row_is_the_row_of_the_same_conversation(named):
     name, _, tokenizer = named
-    prompt = Prompt(messages=(Message(role="user", text="Hi"), Message(role="assistant", text="Hello"), Message(role="user", text="Bye")))
+    turns = [("user", "Hi"), ("assistant", "Hello"), ("user", "Bye")]
+    prompt = Prompt(messages=tuple(Message(role=role, text=text) for role, text in turns))
     [row] = rows_of(tokenizer, talk("Hi", Message(role="assistant", text="Hello", weight=0.0), "Bye", "So long"))
-    said = " So long" if name == "mistral" else "So long"  # a space that the template writes into the turn and an answer brings along
+    said = " So long" if name == "mistral" else "So long"  # its template writes a space, which a sampled answer brings along
     assert answer_row(tokenizer, prompt, said) == row
 
 

@@ -83,7 +83,8 @@ def test_logps_equal_log_softmax_at_the_column_before(model, temperature, chunk)
             if weight > 0:
                 distribution = torch.log_softmax(logits[t - 1].double(), dim=-1)
                 assert out.logp_BT[at, t].item() == pytest.approx(distribution[token].item(), rel=1e-4, abs=1e-4)
-                assert out.entropy_BT[at, t].item() == pytest.approx(-(distribution.exp() * distribution).sum().item(), rel=1e-4, abs=1e-4)
+                entropy = -(distribution.exp() * distribution).sum().item()
+                assert out.entropy_BT[at, t].item() == pytest.approx(entropy, rel=1e-4, abs=1e-4)
     assert (out.logp_BT[~batch.acted_BT] == 0).all() and (out.entropy_BT[~batch.acted_BT] == 0).all()
     assert out.value_BT is None
 

@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -199,8 +200,8 @@ def train(run, *, until: int) -> torch.Tensor:
         run.log({"step": step + 1, "w": w.tolist()})
         length = run.metrics_bytes()
         if (step + 1) % 3 == 0:
-            run.save(f"{step + 1:06d}", lambda folder, at=step + 1, to=length: write_state(
-                folder, tensors={"w": w}, facts={"step": at, "metrics": to}))
+            facts = {"step": step + 1, "metrics": length}
+            run.save(f"{step + 1:06d}", partial(write_state, tensors={"w": w}, facts=facts))
     run.close()
     return w
 

@@ -73,7 +73,8 @@ def _value(hint: Any, value: Any, path: tuple[str, ...], faults: list[str]) -> A
     if origin is typing.Literal:
         options = typing.get_args(hint)
         if value not in options:
-            faults.append(f"{name} must be one of {', '.join(map(repr, options))}; got {value!r}{nearest(str(value), map(str, options))}")
+            hint_at = nearest(str(value), map(str, options))
+            faults.append(f"{name} must be one of {', '.join(map(repr, options))}; got {value!r}{hint_at}")
         return value
     if origin in (tuple, list):
         if not isinstance(value, (list, tuple)):

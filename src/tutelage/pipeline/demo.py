@@ -54,15 +54,16 @@ class DemoConfig:
     model: str = "smollm2-135m"
     seed: int = 0
     sft: SFTConfig = field(default_factory=lambda: SFTConfig(
-        frozen_layers=10, loop=LoopConfig(epochs=1, rows_per_step=16), optim=OptimConfig(learning_rate=1e-4, weight_decay=0.01)))
+        frozen_layers=10, loop=LoopConfig(epochs=1, rows_per_step=8),
+        optim=OptimConfig(learning_rate=5e-4, warmup=0.05, weight_decay=0.01)))
     reward: RewardConfig = field(default_factory=lambda: RewardConfig(
         frozen_layers=20, loop=LoopConfig(epochs=1, rows_per_step=8, keep_best=False),
         optim=OptimConfig(learning_rate=2e-4, warmup=0.1, weight_decay=0.01)))
     # full fine-tuning of the upper half beside a frozen reference: on a CPU faster than adapters on every layer
     ppo: PPOConfig = field(default_factory=lambda: PPOConfig(
-        steps=20, prompts_per_step=16, responses_per_prompt=2, max_tokens=48, max_prompt_tokens=110, normalise_on=48,
-        epochs=2, minibatches=2, frozen_layers=15, lora=LoraConfig(),
-        optim=OptimConfig(learning_rate=3e-5, warmup=0.05, betas=(0.9, 0.95), eps=1e-5)))
+        steps=12, prompts_per_step=8, responses_per_prompt=4, max_tokens=48, max_prompt_tokens=110, normalise_on=32,
+        temperature=0.7, baseline="leave_one_out", epochs=2, minibatches=2, frozen_layers=15, lora=LoraConfig(),
+        optim=OptimConfig(learning_rate=2e-4, warmup=0.05, betas=(0.9, 0.95), eps=1e-5)))
     eval_tokens: int = 64
     eval_items: int = 0  # 0 = all
     respond_prompts: int = 24

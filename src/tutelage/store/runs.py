@@ -206,7 +206,9 @@ def versions() -> dict[str, str]:
     return out
 
 
-def begin(folder: Path | str, *, kind: str, config: dict[str, Any], seed: int, parents: tuple[str, ...] = (), **more: Any) -> Run:
+def begin(
+    folder: Path | str, *, kind: str, config: dict[str, Any], seed: int, parents: tuple[str, ...] = (), **more: Any
+) -> Run:
     """Make the folder of a new run.  UserError when a run stands there already."""
     folder = Path(folder)
     if (folder / "manifest.json").exists():
@@ -236,8 +238,10 @@ def reopen(folder: Path | str, *, kind: str, config: dict[str, Any]) -> Run:
     return run
 
 
-def begin_or_reopen(folder: Path | str, *, kind: str, config: dict[str, Any], seed: int, resume: bool, parents: tuple[str, ...] = (),
-                    **more: Any) -> Run:
+def begin_or_reopen(
+    folder: Path | str, *, kind: str, config: dict[str, Any], seed: int, resume: bool, parents: tuple[str, ...] = (),
+    **more: Any,
+) -> Run:
     """`reopen` where `resume` is asked for and a run stands there, else `begin`."""
     if resume and (Path(folder) / "manifest.json").exists():
         return reopen(folder, kind=kind, config=config)

@@ -85,9 +85,10 @@ def _trained_text(tokenizer: Any, before: str, after: str, ends: Iterable[int]) 
 def _turn(tokenizer: Any, before: str, after: str, ends: Iterable[int]) -> tuple[list[int], list[int]]:
     """Token ids before the turn and of the turn, turn end last."""
     if not after.startswith(before):
+        turn = after[max(0, len(before) - 40):len(before) + 20]
         raise UserError(
             "the chat template renders an assistant turn differently from its own generation prompt, so that the trained "
-            f"tokens cannot be told apart (prompt ends {before[-40:]!r}, turn begins {after[max(0, len(before) - 40):len(before) + 20]!r}); "
+            f"tokens cannot be told apart (prompt ends {before[-40:]!r}, turn begins {turn!r}); "
             "use a template whose generation prompt is a prefix of the rendered turn"
         )
     # Tokenised apart from what stands before it: sampling, too, begins after the generation prompt's last token.
