@@ -1,4 +1,4 @@
-"""The product in one test: the whole loop with the model named `test`, stopped twice on the way, and what it promises to leave."""
+"""The product in one story: the whole loop with the model named `test`, stopped twice on the way, and what it leaves."""
 
 import json
 import re
@@ -32,7 +32,12 @@ def cut_at(stage: str, done: int):
 
 def files(folder: Path) -> dict[str, int]:
     """Modification time of everything that takes work to make."""
-    made = [*folder.glob("runs/*/final/*"), *folder.glob("runs/*/metrics.jsonl"), *folder.glob("answers/*"), folder / "to_judge.jsonl"]
+    made = [
+        *folder.glob("runs/*/final/*"),
+        *folder.glob("runs/*/metrics.jsonl"),
+        *folder.glob("answers/*"),
+        folder / "to_judge.jsonl",
+    ]
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in made}
 
 
@@ -82,13 +87,30 @@ def test_every_stage_left_what_it_promises(story):
     asked = list(read_jsonl(here / "to_judge.jsonl"))
     assert len(asked) == 4 and all(len(row["responses"]) == 2 and Prompt.from_dict(row["prompt"]) for row in asked)
     assert {row["step"] for row in Run(here / "runs" / "ppo").metrics()} == {1, 2}
-    assert set(read_json(here / "timings.json")) >= {"clean", "sft", "respond", "judgements", "reward", "judge", "ppo", "evaluate", "report"}
+    assert set(read_json(here / "timings.json")) >= {
+        "clean",
+        "sft",
+        "respond",
+        "judgements",
+        "reward",
+        "judge",
+        "ppo",
+        "evaluate",
+        "report",
+    }
     kept = read_json(here / "clean.json")
     assert kept["kept"]["instructions"] > 400 and kept["kept"]["preferences"] > 300
 
 
-@pytest.mark.parametrize("run, kind", [("sft", AutoModelForCausalLM), ("ppo", AutoModelForCausalLM),
-                                       ("reward", AutoModelForSequenceClassification), ("judge", AutoModelForSequenceClassification)])
+@pytest.mark.parametrize(
+    "run, kind",
+    [
+        ("sft", AutoModelForCausalLM),
+        ("ppo", AutoModelForCausalLM),
+        ("reward", AutoModelForSequenceClassification),
+        ("judge", AutoModelForSequenceClassification),
+    ],
+)
 def test_the_models_load_in_plain_transformers(story, run, kind):
     folder = story.folder / "runs" / run / "final"
     model, tokenizer = kind.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
@@ -127,7 +149,20 @@ def test_what_is_simulated_is_called_simulated_and_nothing_else_is(story):
 def test_the_report_has_its_sections_and_opens_offline(story):
     page = story.result.report.read_text(encoding="utf-8")
     t = words("en")
-    for section in ("glance", "wins", "not_improved", "next", "tasks", "safety", "sides", "training", "reward_model", "judged", "settings", "glossary"):
+    for section in (
+        "glance",
+        "wins",
+        "not_improved",
+        "next",
+        "tasks",
+        "safety",
+        "sides",
+        "training",
+        "reward_model",
+        "judged",
+        "settings",
+        "glossary",
+    ):
         assert re.search(rf"<h[12][^>]*>\s*{re.escape(t(section))}", page), section
     assert t("held_out_yes")[:60] in page
     assert not re.search(r"<(?:script|link|iframe)\b|(?:src|href)=[\"'](?!#|data:)", page)
@@ -149,7 +184,11 @@ def test_the_report_speaks_chinese_and_the_second_call_makes_nothing_again(story
 
 def test_the_figures_hold_every_comparison_with_interval_and_the_judges_own_accuracy(story):
     figures = json.loads((story.folder / "figures.json").read_text(encoding="utf-8"))
-    assert [(w["a"], w["b"]) for w in figures["win_rates"] if w["judge"] == "reward:judge"] == [("sft", "base"), ("ppo", "sft"), ("ppo", "base")]
+    assert [(w["a"], w["b"]) for w in figures["win_rates"] if w["judge"] == "reward:judge"] == [
+        ("sft", "base"),
+        ("ppo", "sft"),
+        ("ppo", "base"),
+    ]
     for win in figures["win_rates"]:
         assert 0 <= win["low"] <= win["estimate"] <= win["high"] <= 1 and win["wins"] + win["ties"] + win["losses"] == 40
         assert 0 <= win["judge_accuracy"]["low"] <= win["judge_accuracy"]["high"] <= 1

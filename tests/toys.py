@@ -30,14 +30,22 @@ def greedy(model: str | Path, prompts: Sequence[Prompt], *, max_tokens: int = 24
     """The likeliest answers of a saved model, in the order of the prompts."""
     loaded = load(str(model), dtype="float32", device="cpu")
     engine = LocalEngine(loaded.model, loaded.tokenizer, policy="toy")
-    found = {r.prompt_id: r.text for r in engine.respond([(p, Sampling(temperature=0.0, max_tokens=max_tokens)) for p in prompts])}
+    found = {
+        r.prompt_id: r.text for r in engine.respond([(p, Sampling(temperature=0.0, max_tokens=max_tokens)) for p in prompts])
+    }
     return [found[prompt.id] for prompt in prompts]
 
 
 def babbler(folder: Path, *, seed: int = 0) -> Path:
-    """A model that answers anything with three vowels, each about as likely, and ends: a start for PPO that knows how to stop."""
+    """A model that answers anything with a few vowels, each about as likely, and ends: PPO's start must know how to stop."""
     rng = random.Random(seed)
     examples = [chat(f"q{number % 8}", "".join(rng.choices(VOWELS, k=3))) for number in range(256)]
-    config = SFTConfig(model="test", device="cpu", dtype="float32", seed=seed, loop=LoopConfig(epochs=3, rows_per_step=16, token_budget=4096),
-                       optim=OptimConfig(learning_rate=3e-3, schedule="linear", warmup=0.1))
+    config = SFTConfig(
+        model="test",
+        device="cpu",
+        dtype="float32",
+        seed=seed,
+        loop=LoopConfig(epochs=3, rows_per_step=16, token_budget=4096),
+        optim=OptimConfig(learning_rate=3e-3, schedule="linear", warmup=0.1),
+    )
     return sft(config, train=examples, folder=folder).path

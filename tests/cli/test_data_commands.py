@@ -5,8 +5,10 @@ import json
 import pytest
 from calling import call, instructions, write_lines
 
+from tutelage.commands import expand as expand_command
 from tutelage.commands.data import parse_clean, parse_shares
 from tutelage.core.errors import ConfigError, UserError
+from tutelage.core.words import Response
 from tutelage.data.snapshot import open_snapshot
 
 
@@ -126,7 +128,34 @@ def test_annotate_counts_words_and_tags(workspace):
     assert with_tokens["statistics"]["tokens"]["all"]["most"] == len("Name three rivers.\nRhine, Nile.")  # a byte is a token
 
 
-def test_expand_says_that_the_test_model_is_no_writer(trained):
-    done = call("data", "expand", "chat", "--model", "test", "--wanted", "1", "--max-tokens", "4", "--workspace", trained)
+class Writer:
+    """An engine that writes a numbered list when asked for tasks, and else an answer."""
+
+    policy = "writer"
+
+    def __init__(self, tasks):
+        self.tasks = tasks
+
+    def respond(self, requests):
+        for prompt, sampling in requests:
+            asked = prompt.messages[-1].text
+            text = "\n".join(f"{at}. {task}" for at, task in enumerate(self.tasks, start=1)) if "numbered list" in asked else "Here it is."
+            yield Response(prompt_id=prompt.id, text=text, policy=self.policy, sampling=sampling)
+
+
+def test_expand_makes_a_snapshot_of_what_a_model_wrote(trained, monkeypatch):
+    tasks = ["Name three rivers of northern Europe.", "Explain to a child why it rains."]
+    monkeypatch.setattr(expand_command, "open_engine", lambda *args, **kwargs: Writer(tasks))
+    done = call("data", "expand", "chat", "--wanted", "2", "--name", "new", "--json", "--workspace", trained)
+    assert done.code == 0, done.err
+    snapshot = open_snapshot(done.json["snapshot"], trained)
+    rows = [row for split in ("train", "val", "test") for row in snapshot.rows(split)]
+    assert sorted(row.messages[0].text for row in rows) == sorted(tasks) and {row.author for row in rows} == {"model:writer"}
+    assert "written by a model" in done.err and not list((trained / "data").glob(".expanding-*"))
+
+
+def test_expand_says_when_a_model_cannot_write(trained, monkeypatch):
+    monkeypatch.setattr(expand_command, "open_engine", lambda *args, **kwargs: Writer([]))
+    done = call("data", "expand", "chat", "--wanted", "1", "--workspace", trained)
     assert done.code == 2 and "wrote no usable instruction" in done.err
     assert not list((trained / "data").glob(".expanding-*"))

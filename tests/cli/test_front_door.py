@@ -7,8 +7,8 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-
 from calling import call
+
 from tutelage import cli
 from tutelage.core.errors import UserError
 

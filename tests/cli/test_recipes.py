@@ -6,12 +6,22 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from calling import call
+
 from tutelage.commands import classify, reward, rl, sft
 from tutelage.core.config import to_dict
 from tutelage.core.errors import ConfigError, UserError
-from tutelage.recipes import assignments, find_recipe, find_workspace, known_recipes, model_of, read_config, read_settings, read_yaml
+from tutelage.pipeline.demo import DemoConfig
+from tutelage.recipes import (
+    assignments,
+    find_recipe,
+    find_workspace,
+    known_recipes,
+    model_of,
+    read_config,
+    read_settings,
+    read_yaml,
+)
 
 JOBS = {"sft": sft.JOB, "reward": reward.JOB, "rl": rl.JOB, "classify": classify.JOB}
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -136,3 +146,28 @@ def test_init_does_not_overwrite(tmp_path):
     done = call("init", tmp_path / "ws")
     assert done.code == 2 and "is a workspace" in done.err
     assert (tmp_path / "ws" / "recipes" / "first_sft.yaml").read_text() == "model: mine\n"
+
+
+def test_every_key_stands_in_the_documentation():
+    text = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+    documented = set(re.findall(r"`([\w.]+)`", text))
+    for job in JOBS.values():
+        for key, value in to_dict(job.config()).items():
+            keys = [f"{key}.{inner}" for inner in value] if isinstance(value, dict) else [key]
+            assert set(keys) <= documented, f"{job.name}: docs/recipes.md says nothing of {set(keys) - documented}"
+
+
+def test_every_command_and_option_stands_in_the_documentation():
+    text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    for option in ("--workspace", "--json", "--run", "--resume", "--dry-run", "--track", "--clean", "--map", "--format", "--tokens", "--judge"):
+        assert f"`{option}" in text or f" {option} " in text, option
+    assert all(f"`{name}" in text for name in ("respond", "chat", "eval", "compare", "report", "runs", "expand", "split", "annotate", "inspect"))
+
+
+@pytest.mark.parametrize("name, part", [("sft_starter", "sft"), ("reward_starter", "reward"), ("ppo_starter", "ppo")])
+def test_starter_recipes_are_the_settings_of_the_demo(name, part):
+    """But for what the demo names itself: the model that it made before, the reward model, the data."""
+    job = JOBS["rl" if part == "ppo" else part]
+    recipe, demo = to_dict(read_config(job.config, name)), to_dict(getattr(DemoConfig(), part))
+    differ = {key: (recipe[key], demo[key]) for key in recipe if recipe[key] != demo[key]}
+    assert not differ, f"recipe {name} and pipeline/demo.py differ: {differ}"

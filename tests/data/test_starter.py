@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from pathlib import Path
 import sys
 import unicodedata
 from collections import Counter
@@ -213,6 +214,11 @@ def test_the_counts_table_is_printed():
     assert "| **total** |" in text and str(sum(starter.counts()["instructions"].values())) not in ("", "0")
     done = subprocess.run([sys.executable, "-m", "tutelage.data.starter"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == text
+
+
+def test_the_data_card_holds_the_counts_that_the_command_prints():
+    card = (Path(starter.__file__).parent / "DATA_CARD.md").read_text(encoding="utf-8")
+    assert table() in card
 
 
 def test_the_data_package_does_not_load_torch():

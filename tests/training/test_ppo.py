@@ -17,9 +17,20 @@ from tutelage.training.rl import ScaledJudge, begin_state, rl
 from tutelage.training.rollouts import answer, judge_all, score
 
 GARBAGE = 99.0
-CONFIG = PPOConfig(model="test", device="cpu", dtype="float32", steps=4, prompts_per_step=3, responses_per_prompt=2, max_tokens=6,
-                   normalise_on=0, epochs=1, minibatches=1, lora=LoraConfig(rank=0),
-                   optim=OptimConfig(learning_rate=1e-3, schedule="constant", warmup=0.0, betas=(0.9, 0.95), eps=1e-5))
+CONFIG = PPOConfig(
+    model="test",
+    device="cpu",
+    dtype="float32",
+    steps=4,
+    prompts_per_step=3,
+    responses_per_prompt=2,
+    max_tokens=6,
+    normalise_on=0,
+    epochs=1,
+    minibatches=1,
+    lora=LoraConfig(rank=0),
+    optim=OptimConfig(learning_rate=1e-3, schedule="constant", warmup=0.0, betas=(0.9, 0.95), eps=1e-5),
+)
 PROMPTS = [toys.ask("hi"), toys.ask("a longer question"), toys.ask("?")]
 
 
@@ -34,18 +45,30 @@ def state_of(config: PPOConfig = CONFIG, judge=None):
 
 
 def judged(*values: float) -> list[Judgement]:
-    return [Judgement(judge="rule:hand", kind="rating", responses=(f"r{at}",), values=(value,)) for at, value in enumerate(values)]
+    return [
+        Judgement(judge="rule:hand", kind="rating", responses=(f"r{at}",), values=(value,)) for at, value in enumerate(values)
+    ]
 
 
 def rollouts_of(**changes) -> Rollouts:
     """Two answers of 3 and 2 tokens behind prompts of 2 and 1; garbage wherever the policy did not act."""
     acted_BT = torch.tensor([[0, 0, 1, 1, 1, 0], [0, 1, 1, 0, 0, 0]], dtype=torch.bool)
-    spread = lambda first, second: torch.tensor([[GARBAGE, GARBAGE, *first, GARBAGE], [GARBAGE, *second, GARBAGE, GARBAGE, GARBAGE]])
+    spread = lambda first, second: torch.tensor(
+        [[GARBAGE, GARBAGE, *first, GARBAGE], [GARBAGE, *second, GARBAGE, GARBAGE, GARBAGE]]
+    )
     logp_BT, ref_BT = spread([-1.0, -2.0, -0.5], [-3.0, -0.25]), spread([-1.5, -1.0, -0.75], [-3.0, -1.25])
     values = {
-        "token_BT": torch.full((2, 6), 7), "real_BT": torch.tensor([[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]], dtype=torch.bool), "acted_BT": acted_BT,
-        "sampler_logp_BT": logp_BT, "logp_BT": logp_BT, "ref_logp_BT": ref_BT, "value_BT": spread([0.1, 0.2, 0.3], [-0.1, 0.4]),
-        "entropy_BT": torch.zeros(2, 6), "group_B": torch.tensor([0, 1]), "stopped_B": torch.tensor([True, True])}
+        "token_BT": torch.full((2, 6), 7),
+        "real_BT": torch.tensor([[1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]], dtype=torch.bool),
+        "acted_BT": acted_BT,
+        "sampler_logp_BT": logp_BT,
+        "logp_BT": logp_BT,
+        "ref_logp_BT": ref_BT,
+        "value_BT": spread([0.1, 0.2, 0.3], [-0.1, 0.4]),
+        "entropy_BT": torch.zeros(2, 6),
+        "group_B": torch.tensor([0, 1]),
+        "stopped_B": torch.tensor([True, True]),
+    }
     return Rollouts(**{**values, **changes})
 
 
@@ -72,13 +95,17 @@ def test_credit_by_hand():
     acted_BT = rollouts_of().acted_BT
     torch.testing.assert_close(signal.kl_BT[acted_BT], torch.tensor([0.5, -1.0, 0.25, 0.0, 1.0]))
     torch.testing.assert_close(signal.return_BT[acted_BT], raw + torch.tensor([0.1, 0.2, 0.3, -0.1, 0.4]))
-    torch.testing.assert_close(signal.advantage_BT[acted_BT], (raw - raw.mean()) / raw.std(unbiased=False), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        signal.advantage_BT[acted_BT], (raw - raw.mean()) / raw.std(unbiased=False), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_nothing_of_the_prompt_or_the_padding_gets_through():
     signal = credit(rollouts_of(), judged(1.0, 2.0), CONFIG, beta=0.1)
-    other = {name: torch.where(rollouts_of().acted_BT, getattr(rollouts_of(), name), torch.nan)
-             for name in ("logp_BT", "ref_logp_BT", "value_BT", "sampler_logp_BT")}
+    other = {
+        name: torch.where(rollouts_of().acted_BT, getattr(rollouts_of(), name), torch.nan)
+        for name in ("logp_BT", "ref_logp_BT", "value_BT", "sampler_logp_BT")
+    }
     for got, wanted in zip(credit(rollouts_of(**other), judged(1.0, 2.0), CONFIG, beta=0.1), signal, strict=True):
         assert torch.equal(got, wanted)
     for x_BT in signal[1:]:
@@ -86,8 +113,12 @@ def test_nothing_of_the_prompt_or_the_padding_gets_through():
 
 
 def test_more_padding_gives_the_same_advantages():
-    wide = {name: torch.nn.functional.pad(getattr(rollouts_of(), name), (0, 100), value=False if name in ("real_BT", "acted_BT") else 99)
-            for name in ("token_BT", "real_BT", "acted_BT", "sampler_logp_BT", "logp_BT", "ref_logp_BT", "value_BT", "entropy_BT")}
+    wide = {
+        name: torch.nn.functional.pad(
+            getattr(rollouts_of(), name), (0, 100), value=False if name in ("real_BT", "acted_BT") else 99
+        )
+        for name in ("token_BT", "real_BT", "acted_BT", "sampler_logp_BT", "logp_BT", "ref_logp_BT", "value_BT", "entropy_BT")
+    }
     got = credit(rollouts_of(**wide), judged(1.0, 2.0), CONFIG, beta=0.1)
     assert torch.equal(got.advantage_BT[:, :6], credit(rollouts_of(), judged(1.0, 2.0), CONFIG, beta=0.1).advantage_BT)
 
@@ -111,9 +142,18 @@ def test_scores_stand_at_the_last_acted_token_and_nowhere_else():
 def test_one_answer_of_one_token_is_no_nan():
     acted_BT = torch.tensor([[False, True]])
     zeros_BT = torch.zeros(1, 2)
-    one = Rollouts(token_BT=torch.zeros(1, 2, dtype=torch.int64), real_BT=torch.ones(1, 2, dtype=torch.bool), acted_BT=acted_BT,
-                   sampler_logp_BT=zeros_BT, logp_BT=zeros_BT, ref_logp_BT=zeros_BT, value_BT=zeros_BT, entropy_BT=zeros_BT,
-                   group_B=torch.tensor([0]), stopped_B=torch.tensor([True]))
+    one = Rollouts(
+        token_BT=torch.zeros(1, 2, dtype=torch.int64),
+        real_BT=torch.ones(1, 2, dtype=torch.bool),
+        acted_BT=acted_BT,
+        sampler_logp_BT=zeros_BT,
+        logp_BT=zeros_BT,
+        ref_logp_BT=zeros_BT,
+        value_BT=zeros_BT,
+        entropy_BT=zeros_BT,
+        group_B=torch.tensor([0]),
+        stopped_B=torch.tensor([True]),
+    )
     assert torch.isfinite(credit(one, judged(1.0), CONFIG, beta=0.1).advantage_BT).all()
 
 
@@ -151,8 +191,10 @@ def test_the_end_token_is_acted_on_though_it_is_the_pad_token():
     """C1: in the model `test` pad is eos is id 258; the shorter row is padded and its own end still counts."""
     tokenizer = load("test", device="cpu").tokenizer
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == 258
-    found = [Response(prompt_id=PROMPTS[0].id, text="a", token_ids=(97, 258), logps=(-1.0, -1.0)),
-             Response(prompt_id=PROMPTS[0].id, text="abcd", index=1, token_ids=(97, 98, 99, 100, 258), logps=(-1.0,) * 5)]
+    found = [
+        Response(prompt_id=PROMPTS[0].id, text="a", token_ids=(97, 258), logps=(-1.0, -1.0)),
+        Response(prompt_id=PROMPTS[0].id, text="abcd", index=1, token_ids=(97, 98, 99, 100, 258), logps=(-1.0,) * 5),
+    ]
     rollouts = score(state_of().networks, tokenizer, PROMPTS[:1], found, CONFIG)
     assert rollouts.acted_BT.sum(1).tolist() == [2, 5] and rollouts.stopped_B.tolist() == [True, True]
     assert [row[mask][-1].item() for row, mask in zip(rollouts.token_BT, rollouts.acted_BT, strict=True)] == [258, 258]
@@ -167,7 +209,9 @@ def test_a_stop_string_ends_an_answer_as_an_end_token_does():
     by_string = [r for r in responses if r.finish == "stop" and r.token_ids[-1] != 258]
     assert by_string
     rollouts = score(state.networks, state.engine.tokenizer, PROMPTS[:1], responses, CONFIG)
-    signal = credit(rollouts, judge_all(FunctionJudge(lambda ps, rs: [0.5] * len(rs)), PROMPTS[:1], responses), CONFIG, beta=0.0)
+    signal = credit(
+        rollouts, judge_all(FunctionJudge(lambda ps, rs: [0.5] * len(rs)), PROMPTS[:1], responses), CONFIG, beta=0.0
+    )
     assert [float(s) for s in signal.score_B] == [0.5 if r.finish == "stop" else -1.0 for r in responses]
 
 
@@ -226,7 +270,9 @@ def test_improve_makes_better_answers_likelier_and_worse_ones_less():
     responses = answer(state.engine, PROMPTS, config.sampling(0))
     rollouts = score(state.networks, state.engine.tokenizer, PROMPTS, responses, config)
     values = iter([1.0, -1.0, 1.0, -1.0, 1.0, -1.0])
-    judgements = [replace(j, values=tuple(next(values) for _ in j.values), id="") for j in judge_all(state.judge, PROMPTS, responses)]
+    judgements = [
+        replace(j, values=tuple(next(values) for _ in j.values), id="") for j in judge_all(state.judge, PROMPTS, responses)
+    ]
     rollouts = rollouts._replace(stopped_B=torch.ones(6, dtype=torch.bool))
     before = chosen_logps(state, rollouts)
     improve(state, rollouts, credit(rollouts, judgements, config, beta=0.0), config)
@@ -242,6 +288,8 @@ def test_the_token_budget_changes_no_update():
         row = step(state, PROMPTS, config).row
         found.append((row, torch.cat([p.detach().flatten() for p in state.networks.parameters()])))
     assert found[0][0]["policy_loss"] == pytest.approx(found[1][0]["policy_loss"], abs=1e-5)
+    # AdamW forgives a wrong scale; the norm of the gradient does not (C22)
+    assert found[0][0]["grad_norm"] == pytest.approx(found[1][0]["grad_norm"], rel=1e-4)
     start = torch.cat([p.detach().flatten() for p in state_of().networks.parameters()])
     assert float((found[0][1] - found[1][1]).norm()) < 0.01 * float((found[0][1] - start).norm())
 
@@ -266,5 +314,14 @@ def test_a_reward_that_is_no_number_stops_the_run_and_names_the_prompt(tmp_path)
 
 def test_faults_are_reported_together():
     with pytest.raises(ValueError) as caught:
-        PPOConfig(steps=0, clip=2.0, temperature=0.0, gamma=1.5, dual_clip=0.5, prompts_per_step=1, responses_per_prompt=1, minibatches=2)
+        PPOConfig(
+            steps=0,
+            clip=2.0,
+            temperature=0.0,
+            gamma=1.5,
+            dual_clip=0.5,
+            prompts_per_step=1,
+            responses_per_prompt=1,
+            minibatches=2,
+        )
     assert len(str(caught.value).split("\n")) == 6

@@ -19,9 +19,13 @@ from tutelage.training.networks import LoraConfig
 from tutelage.training.optim import OptimConfig
 from tutelage.training.reward import RewardConfig, RewardTask, groups_of, reward
 
-CONFIG = RewardConfig(model="test", device="cpu", dtype="float32",
-                      loop=LoopConfig(max_steps=1, rows_per_step=8, keep_best=False, token_budget=4096),
-                      optim=OptimConfig(learning_rate=1e-3, schedule="constant", warmup=0.0))
+CONFIG = RewardConfig(
+    model="test",
+    device="cpu",
+    dtype="float32",
+    loop=LoopConfig(max_steps=1, rows_per_step=8, keep_best=False, token_budget=4096),
+    optim=OptimConfig(learning_rate=1e-3, schedule="constant", warmup=0.0),
+)
 HI = toys.ask("hi")
 
 
@@ -62,7 +66,9 @@ def bt(margin: float) -> float:
 def test_all_pairs_of_a_prompt_stand_in_one_group_and_every_answer_is_run_once(loaded):
     groups = groups_of(loaded.tokenizer, [RANKED[0], OTHERS[0], *RANKED[1:]], CONFIG)
     assert [len(group.rows) for group in groups] == [3, 2] and [len(group.pairs) for group in groups] == [3, 1]
-    text = [loaded.tokenizer.decode([t for t, w in zip(row.token_ids, row.weights, strict=True) if w]) for row in groups[0].rows]
+    text = [
+        loaded.tokenizer.decode([t for t, w in zip(row.token_ids, row.weights, strict=True) if w]) for row in groups[0].rows
+    ]
     assert text == ["best<|im_end|>", "good<|im_end|>", "bad<|im_end|>"]
     assert [(p.chosen, p.rejected) for p in groups[0].pairs] == [(0, 1), (0, 2), (1, 2)]
 
@@ -98,21 +104,25 @@ def test_the_token_budget_does_not_change_the_gradient(loaded, budget):
 
 def test_margins_ask_for_more_where_the_preference_is_stronger(loaded):
     found = scores(loaded, OTHERS)
-    wanted = sum(bt(good - bad - 0.5 * (item.strength - 1)) for (good, bad), item in zip(found, OTHERS, strict=True)) / len(OTHERS)
+    wanted = sum(bt(good - bad - 0.5 * (item.strength - 1)) for (good, bad), item in zip(found, OTHERS, strict=True)) / len(
+        OTHERS
+    )
     assert step_loss(task_of(loaded, OTHERS, replace(CONFIG, margin=0.5))) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_label_smoothing_and_soft_labels_meet(loaded):
     """Smoothing 0.1 on a judgement of probability 0.8: 0.1 + 0.8 * 0.8 = 0.74."""
     item = pair(HI, "yes", "no", soft_label=0.8)
-    (good, bad), = scores(loaded, [item])
+    ((good, bad),) = scores(loaded, [item])
     got = step_loss(task_of(loaded, [item], replace(CONFIG, label_smoothing=0.1)))
     assert got == pytest.approx(0.74 * bt(good - bad) + 0.26 * bt(bad - good), rel=1e-5)
 
 
 def test_the_centre_pins_the_origin(loaded):
-    (good, bad), = scores(loaded, OTHERS[:1])
-    assert step_loss(task_of(loaded, OTHERS[:1], replace(CONFIG, centre=0.3))) == pytest.approx(bt(good - bad) + 0.3 * (good + bad) ** 2, rel=1e-5)
+    ((good, bad),) = scores(loaded, OTHERS[:1])
+    assert step_loss(task_of(loaded, OTHERS[:1], replace(CONFIG, centre=0.3))) == pytest.approx(
+        bt(good - bad) + 0.3 * (good + bad) ** 2, rel=1e-5
+    )
 
 
 def rating(prompt, text: str, value: float | None, **more) -> Label:
@@ -120,7 +130,11 @@ def rating(prompt, text: str, value: float | None, **more) -> Label:
 
 
 def test_ratings_are_squared_errors_and_thumbs_are_one_and_zero(loaded):
-    items = [rating(HI, "fine", 3.0), rating(HI, "poor", None, desirable=False, weight=2.0), rating(toys.ask("q"), "ok", None, desirable=True)]
+    items = [
+        rating(HI, "fine", 3.0),
+        rating(HI, "poor", None, desirable=False, weight=2.0),
+        rating(toys.ask("q"), "ok", None, desirable=True),
+    ]
     network = RewardJudge(reward_model(loaded.model, seed=0), loaded.tokenizer, id="reward:witness")
     got = network.scores([(item.prompt, item.response.text) for item in items])
     wanted = ((got[0] - 3) ** 2 + 2 * got[1] ** 2 + (got[2] - 1) ** 2) / 4  # by weight: 1 + 2 + 1
@@ -163,8 +177,13 @@ def test_plain_transformers_gives_the_same_scores(tmp_path, rank):
     ours = judge.scores([(item.prompt, item.chosen.text) for item in OTHERS])
     model = AutoModelForSequenceClassification.from_pretrained(result.path).eval()
     tokenizer = AutoTokenizer.from_pretrained(result.path)
-    texts = [tokenizer.apply_chat_template([{"role": "user", "content": item.prompt.messages[0].text},
-                                            {"role": "assistant", "content": item.chosen.text}], tokenize=False).rstrip("\n") for item in OTHERS]
+    texts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": item.prompt.messages[0].text}, {"role": "assistant", "content": item.chosen.text}],
+            tokenize=False,
+        ).rstrip("\n")
+        for item in OTHERS
+    ]
     with torch.no_grad():
         theirs = model(**tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")).logits[:, 0]
     # the format has no place for the head's bias, which moves every score alike

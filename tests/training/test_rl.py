@@ -3,25 +3,37 @@
 from dataclasses import replace
 
 import pytest
-import toys
 import torch
+import toys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tutelage.core.config import bind
 from tutelage.core.errors import ConfigError, UserError
-from tutelage.core.words import Judgement
+from tutelage.core.words import Judgement, Preference
 from tutelage.judges.rules import FunctionJudge, LengthRule
 from tutelage.models.load import load
 from tutelage.store.runs import Run
+from tutelage.training.loop import LoopConfig
 from tutelage.training.networks import LoraConfig
 from tutelage.training.optim import OptimConfig
 from tutelage.training.ppo import PPOConfig
 from tutelage.training.reward import RewardConfig, reward
 from tutelage.training.rl import ScaledJudge, fitting, judge_by_name, rl
-from tutelage.training.loop import LoopConfig
 
-CONFIG = PPOConfig(model="test", device="cpu", dtype="float32", steps=2, prompts_per_step=4, responses_per_prompt=2, max_tokens=4, normalise_on=4,
-                   epochs=1, minibatches=1, lora=LoraConfig(rank=2), optim=OptimConfig(learning_rate=1e-3, betas=(0.9, 0.95), eps=1e-5))
+CONFIG = PPOConfig(
+    model="test",
+    device="cpu",
+    dtype="float32",
+    steps=2,
+    prompts_per_step=4,
+    responses_per_prompt=2,
+    max_tokens=4,
+    normalise_on=4,
+    epochs=1,
+    minibatches=1,
+    lora=LoraConfig(rank=2),
+    optim=OptimConfig(learning_rate=1e-3, betas=(0.9, 0.95), eps=1e-5),
+)
 PROMPTS = [toys.ask(f"question {number}") for number in range(8)]
 
 
@@ -35,8 +47,15 @@ class Recorder:
 
     def judge(self, items):
         self.batches.append([prompt.messages[0].text for prompt, _ in items])
-        return [Judgement(judge=self.id, kind="rating", responses=tuple(r.id for r in responses),
-                          values=tuple(10.0 + sum(token < 128 for token in r.token_ids) for r in responses)) for _, responses in items]
+        return [
+            Judgement(
+                judge=self.id,
+                kind="rating",
+                responses=tuple(r.id for r in responses),
+                values=tuple(10.0 + sum(token < 128 for token in r.token_ids) for r in responses),
+            )
+            for _, responses in items
+        ]
 
 
 def test_rewards_by_name(tmp_path):
@@ -53,7 +72,7 @@ def test_rewards_by_name(tmp_path):
 def test_an_unknown_algorithm_and_an_unknown_key_are_refused_together():
     with pytest.raises(ConfigError) as caught:
         bind(PPOConfig, {"algorithm": "pppo", "betta": 0.1})
-    assert 'algorithm must be one of \'ppo\'; got \'pppo\'; did you mean "ppo"?' in str(caught.value)
+    assert "algorithm must be one of 'ppo'; got 'pppo'; did you mean \"ppo\"?" in str(caught.value)
     assert 'unknown key "betta" in the top level; did you mean "beta"?' in str(caught.value)
 
 
@@ -101,19 +120,34 @@ def test_the_result_is_a_plain_model_with_adapters_merged(tmp_path, rank):
     assert not [name for name in model.state_dict() if "value" in name or "lora" in name]
 
 
+def test_frozen_layers_stay_where_they_were(tmp_path):
+    result = rl(
+        replace(CONFIG, lora=LoraConfig(rank=0), frozen_layers=2), prompts=PROMPTS, judge=Recorder(), folder=tmp_path / "r"
+    )
+    base = load("test", dtype="float32", device="cpu").model.state_dict()
+    after = AutoModelForCausalLM.from_pretrained(result.path).state_dict()
+    moved = {name.removeprefix("model.") for name, value in after.items() if not torch.equal(value, base[name])}
+    assert "layers.3.mlp.up_proj.weight" in moved
+    assert not [name for name in moved if name.startswith(("embed_tokens", "layers.0.", "layers.1.", "lm_head"))]
+
+
 def test_same_seed_same_numbers_and_another_seed_others(tmp_path):
     rows = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         rl(replace(CONFIG, seed=seed), prompts=PROMPTS, judge=Recorder(), folder=tmp_path / name)
-        rows[name] = [{key: row[key] for key in ("reward", "kl", "policy_loss", "grad_norm")} for row in Run(tmp_path / name).metrics()]
+        rows[name] = [
+            {key: row[key] for key in ("reward", "kl", "policy_loss", "grad_norm")} for row in Run(tmp_path / name).metrics()
+        ]
     assert rows["a"] == rows["b"] != rows["c"]
 
 
 def test_a_trained_reward_model_teaches_and_lends_its_trunk_to_the_critic(tmp_path):
-    from tutelage.core.words import Preference
     pairs = [Preference(prompt=p, chosen=toys.reply(p, "yes"), rejected=toys.reply(p, "no", index=1)) for p in PROMPTS]
-    taught = reward(RewardConfig(model="test", device="cpu", dtype="float32", loop=LoopConfig(max_steps=1, keep_best=False)), train=pairs,
-                    folder=tmp_path / "rm")
+    taught = reward(
+        RewardConfig(model="test", device="cpu", dtype="float32", loop=LoopConfig(max_steps=1, keep_best=False)),
+        train=pairs,
+        folder=tmp_path / "rm",
+    )
     digest = (taught.path / "model.safetensors").read_bytes()
     config = replace(CONFIG, reward=str(taught.path), value="separate")
     result = rl(config, prompts=PROMPTS, folder=tmp_path / "r")

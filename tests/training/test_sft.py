@@ -23,10 +23,21 @@ from tutelage.training.optim import OptimConfig
 from tutelage.training.sft import SFTConfig, SFTTask, sft, tokenise
 
 ONE_STEP = LoopConfig(epochs=1, max_steps=1, rows_per_step=8, keep_best=False)
-CONFIG = SFTConfig(model="test", device="cpu", dtype="float32", loop=ONE_STEP,
-                   optim=OptimConfig(learning_rate=1e-3, schedule="constant", warmup=0.0, clip=0.0))
-EXAMPLES = [toys.chat("hi", "hello there"), toys.chat("a longer question than that?", "no"), toys.chat("x", "y" * 40),
-            toys.chat("count", "1 2 3"), toys.chat("?", "!"), toys.chat("say it", "it is said, and said again")]
+CONFIG = SFTConfig(
+    model="test",
+    device="cpu",
+    dtype="float32",
+    loop=ONE_STEP,
+    optim=OptimConfig(learning_rate=1e-3, schedule="constant", warmup=0.0, clip=0.0),
+)
+EXAMPLES = [
+    toys.chat("hi", "hello there"),
+    toys.chat("a longer question than that?", "no"),
+    toys.chat("x", "y" * 40),
+    toys.chat("count", "1 2 3"),
+    toys.chat("?", "!"),
+    toys.chat("say it", "it is said, and said again"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +69,11 @@ def token_losses(loaded, example: Example) -> list[float]:
 @pytest.mark.parametrize("normaliser", ["token", "example", "sum"])
 def test_each_normaliser_means_what_its_name_says(loaded, normaliser):
     losses = [token_losses(loaded, example) for example in EXAMPLES]
-    wanted = {"token": sum(map(sum, losses)) / sum(map(len, losses)), "example": sum(sum(each) / len(each) for each in losses) / len(losses),
-              "sum": sum(map(sum, losses))}[normaliser]
+    wanted = {
+        "token": sum(map(sum, losses)) / sum(map(len, losses)),
+        "example": sum(sum(each) / len(each) for each in losses) / len(losses),
+        "sum": sum(map(sum, losses)),
+    }[normaliser]
     config = replace(CONFIG, normaliser=normaliser)
     task = SFTTask(loaded, tokenise(loaded, EXAMPLES, config)[0], [], config)
     assert sum(float(micro.loss.detach()) for micro in task.micro(list(range(6)))) == pytest.approx(wanted, rel=1e-5)
@@ -67,16 +81,27 @@ def test_each_normaliser_means_what_its_name_says(loaded, normaliser):
 
 @pytest.mark.parametrize("normaliser", ["token", "example", "sum"])
 def test_the_gradient_does_not_depend_on_the_token_budget(loaded, normaliser):
-    whole, pieces = (gradient(loaded, replace(CONFIG, normaliser=normaliser, loop=replace(ONE_STEP, token_budget=budget)))
-                     for budget in (10**6, 1))
+    whole, pieces = (
+        gradient(loaded, replace(CONFIG, normaliser=normaliser, loop=replace(ONE_STEP, token_budget=budget)))
+        for budget in (10**6, 1)
+    )
     # float32, added up in another order over six rows
     assert float((whole - pieces).norm() / whole.norm()) < 1e-5
 
 
 def test_one_step_gives_the_same_weights_whatever_the_token_budget_and_the_chunk(tmp_path):
     """AdamW divides a gradient by its own size, so an element near zero may turn; compared is the whole step."""
-    weights = [load_file(sft(replace(CONFIG, chunk=chunk, loop=replace(ONE_STEP, token_budget=budget)), train=EXAMPLES,
-                             folder=tmp_path / f"{budget}").path / "model.safetensors") for budget, chunk in ((10**6, 512), (1, 3))]
+    weights = [
+        load_file(
+            sft(
+                replace(CONFIG, chunk=chunk, loop=replace(ONE_STEP, token_budget=budget)),
+                train=EXAMPLES,
+                folder=tmp_path / f"{budget}",
+            ).path
+            / "model.safetensors"
+        )
+        for budget, chunk in ((10**6, 512), (1, 3))
+    ]
     start = load("test", dtype="float32", device="cpu").model.state_dict()
     moved = math.sqrt(sum(float((weights[0][name] - start[name]).square().sum()) for name in weights[0]))
     apart = math.sqrt(sum(float((weights[0][name] - weights[1][name]).square().sum()) for name in weights[0]))
@@ -105,8 +130,14 @@ def test_completion_trains_the_answer_and_all_trains_the_question_too(loaded):
 
 
 def test_message_weights_reach_the_loss(loaded):
-    two = Example(messages=(Message(role="user", text="a"), Message(role="assistant", text="first", weight=0.0),
-                            Message(role="user", text="b"), Message(role="assistant", text="second")))
+    two = Example(
+        messages=(
+            Message(role="user", text="a"),
+            Message(role="assistant", text="first", weight=0.0),
+            Message(role="user", text="b"),
+            Message(role="assistant", text="second"),
+        )
+    )
     row = tokenise(loaded, [two], CONFIG)[0][0]
     trained = [token for token, weight in zip(row.token_ids, row.weights, strict=True) if weight]
     assert loaded.tokenizer.decode(trained) == "second<|im_end|>"
@@ -120,29 +151,39 @@ def test_max_tokens_cuts_at_the_right_and_counts_what_is_left_without_an_answer(
 
 
 def test_nothing_to_train_on_is_refused_and_says_what_to_do(tmp_path):
-    with pytest.raises(UserError, match=r"none of the 6 examples has a token to train on within max_tokens=5; raise max_tokens"):
+    with pytest.raises(
+        UserError, match=r"none of the 6 examples has a token to train on within max_tokens=5; raise max_tokens"
+    ):
         sft(replace(CONFIG, max_tokens=5), train=EXAMPLES, folder=tmp_path / "r")
 
 
 def test_the_best_weights_are_the_ones_that_are_saved(tmp_path):
-    """The validation answer contradicts the training answer: the loss on it falls while byte statistics are learned, then rises."""
+    """The validation answer contradicts the training answer: its loss falls while byte statistics are learned, then rises."""
     train, val = [toys.chat("q", "aaaa")] * 4, [toys.chat("q", "aabb")]
-    config = replace(CONFIG, loop=LoopConfig(epochs=12, rows_per_step=4, keep_best=True), optim=replace(CONFIG.optim, learning_rate=3e-3))
+    config = replace(
+        CONFIG, loop=LoopConfig(epochs=12, rows_per_step=4, keep_best=True), optim=replace(CONFIG.optim, learning_rate=3e-3)
+    )
     result = sft(config, train=train, val=val, folder=tmp_path / "best")
     losses = {row["step"]: row["eval_loss"] for row in Run(tmp_path / "best").metrics() if "eval_loss" in row}
     kept = result.outcome.best["eval_loss"]
     assert kept == min(loss for step, loss in losses.items() if step) < losses[12] - 0.5
     reloaded = load(str(result.path), dtype="float32", device="cpu")
-    assert SFTTask(reloaded, [], tokenise(reloaded, val, config)[0], config).evaluate()["eval_loss"] == pytest.approx(kept, abs=1e-4)
+    assert SFTTask(reloaded, [], tokenise(reloaded, val, config)[0], config).evaluate()["eval_loss"] == pytest.approx(
+        kept, abs=1e-4
+    )
 
     last = sft(replace(config, loop=replace(config.loop, keep_best=False)), train=train, val=val, folder=tmp_path / "last")
     reloaded = load(str(last.path), dtype="float32", device="cpu")
-    assert SFTTask(reloaded, [], tokenise(reloaded, val, config)[0], config).evaluate()["eval_loss"] == pytest.approx(losses[12], abs=1e-3)
+    assert SFTTask(reloaded, [], tokenise(reloaded, val, config)[0], config).evaluate()["eval_loss"] == pytest.approx(
+        losses[12], abs=1e-3
+    )
 
 
 def test_patience_stops_early_and_says_so(tmp_path):
     train, val = [toys.chat("q", "aaaa")] * 4, [toys.chat("q", "aabb")]
-    config = replace(CONFIG, loop=LoopConfig(epochs=40, rows_per_step=4, patience=2), optim=replace(CONFIG.optim, learning_rate=3e-3))
+    config = replace(
+        CONFIG, loop=LoopConfig(epochs=40, rows_per_step=4, patience=2), optim=replace(CONFIG.optim, learning_rate=3e-3)
+    )
     result = sft(config, train=train, val=val, folder=tmp_path / "r")
     rows = Run(tmp_path / "r").metrics()
     losses = [row["eval_loss"] for row in rows if "eval_loss" in row and row["step"]]
