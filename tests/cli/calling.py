@@ -37,7 +37,10 @@ def write_lines(path: Path, rows) -> Path:
 
 
 def instructions(count: int = 40) -> list[dict]:
-    return [{"instruction": f"Say number {at} in {COLOURS[at % 4]}.", "output": f"{at}, {COLOURS[at % 4]}."} for at in range(count)]
+    return [
+        {"instruction": f"Say number {at} in {COLOURS[at % 4]}.", "output": f"{at}, {COLOURS[at % 4]}."}
+        for at in range(count)
+    ]
 
 
 def pairs(count: int = 40) -> list[dict]:

@@ -31,8 +31,20 @@ def trained(tmp_path_factory) -> Path:
         ["data", "import", files[1], "--name", "pairs", "--split", "70/15/15", *here],
         ["sft", "data=chat", *TWO_STEPS, *here],
         ["reward", "data=pairs", *TWO_STEPS, *here],
-        ["rl", "data=chat", *QUICK, "model=sft-0001", "reward=reward-0001", "steps=1", "prompts_per_step=2", "responses_per_prompt=2",
-         "max_tokens=4", "normalise_on=2", "lora.rank=4", *here],
+        [
+            "rl",
+            "data=chat",
+            *QUICK,
+            "model=sft-0001",
+            "reward=reward-0001",
+            "steps=1",
+            "prompts_per_step=2",
+            "responses_per_prompt=2",
+            "max_tokens=4",
+            "normalise_on=2",
+            "lora.rank=4",
+            *here,
+        ],
     ):
         done = call(*words)
         assert done.code == 0, done.err

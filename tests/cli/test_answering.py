@@ -20,8 +20,24 @@ SHORT = ["--max-tokens", "4", "--device", "cpu"]
 
 def test_respond_writes_every_answer_with_its_prompt(trained, tmp_path):
     out = tmp_path / "answers.jsonl"
-    done = call("respond", "sft-0001", "--data", "chat", "-n", "2", "--temperature", "1", "--limit", "3", "--out", out, *SHORT,
-                "--workspace", trained, "--json")
+    done = call(
+        "respond",
+        "sft-0001",
+        "--data",
+        "chat",
+        "-n",
+        "2",
+        "--temperature",
+        "1",
+        "--limit",
+        "3",
+        "--out",
+        out,
+        *SHORT,
+        "--workspace",
+        trained,
+        "--json",
+    )
     assert done.json == {"model": "sft-0001", "prompts": 3, "responses": 6, "path": str(out)}
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row.get("index", 0) for row in rows] == [0, 1] * 3
@@ -34,7 +50,19 @@ def test_respond_writes_every_answer_with_its_prompt(trained, tmp_path):
 
 
 def test_respond_shows_answers_to_prompts_and_repeats_itself(trained):
-    words = ("respond", "sft-0001", "--prompt", "Hello", "--prompt", "Bye", "--temperature", "1", *SHORT, "--workspace", trained)
+    words = (
+        "respond",
+        "sft-0001",
+        "--prompt",
+        "Hello",
+        "--prompt",
+        "Bye",
+        "--temperature",
+        "1",
+        *SHORT,
+        "--workspace",
+        trained,
+    )
     one, two = call(*words), call(*words)
     assert one.code == 0 and "> Hello" in one.out and one.out == two.out
     assert len(call(*words, "--json").json["rows"]) == 2
@@ -62,8 +90,12 @@ def test_what_is_streamed_is_the_answer(trained):
     engine = open_engine("sft-0001", trained, device="cpu", kind=Streaming)
     for seed in range(3):
         pieces = []
-        response = engine.stream(prompt_from_text("Hello"), Sampling(max_tokens=24, temperature=1.0, seed=seed), pieces.append)
-        plain = next(iter(engine.respond([(prompt_from_text("Hello"), Sampling(max_tokens=24, temperature=1.0, seed=seed))])))
+        response = engine.stream(
+            prompt_from_text("Hello"), Sampling(max_tokens=24, temperature=1.0, seed=seed), pieces.append
+        )
+        plain = next(
+            iter(engine.respond([(prompt_from_text("Hello"), Sampling(max_tokens=24, temperature=1.0, seed=seed))]))
+        )
         assert response.token_ids == plain.token_ids  # listening changes nothing
         assert response.text.lstrip().startswith("".join(pieces).rstrip("\ufffd")[:1])
         assert len(pieces) > 1
@@ -72,7 +104,21 @@ def test_what_is_streamed_is_the_answer(trained):
 @pytest.fixture(scope="module")
 def evaluated(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("eval")
-    done = call("eval", "test", "sft-0001", "--judge", "reward-0001", "--limit", "14", "--out", folder, *SHORT, "--workspace", trained, "--json")
+    done = call(
+        "eval",
+        "test",
+        "sft-0001",
+        "--judge",
+        "reward-0001",
+        "--limit",
+        "14",
+        "--out",
+        folder,
+        *SHORT,
+        "--workspace",
+        trained,
+        "--json",
+    )
     assert done.code == 0, done.err
     return folder, done
 
@@ -121,7 +167,9 @@ def test_report_of_a_run_shows_its_curves(trained, tmp_path):
 def test_compare_two_models_and_two_files_of_answers(trained, tmp_path):
     here = ["--workspace", trained, "--judge", "reward-0001"]
     models = call("compare", "sft-0001", "test", "--data", "chat", "--limit", "3", *SHORT, *here, "--json").json
-    assert (models["a"], models["b"]) == ("sft-0001", "test") and models["wins"] + models["ties"] + models["losses"] == models["prompts"]
+    assert (models["a"], models["b"]) == ("sft-0001", "test") and models["wins"] + models["ties"] + models[
+        "losses"
+    ] == models["prompts"]
     for name in ("sft-0001", "test"):
         call("respond", name, "--data", "chat", "--out", tmp_path / f"{name}.jsonl", *SHORT, "--workspace", trained)
     done = call("compare", tmp_path / "sft-0001.jsonl", tmp_path / "test.jsonl", *here)
@@ -137,7 +185,11 @@ def test_compare_names_an_unknown_judge(trained):
 
 def test_runs_lists_and_shows(trained):
     rows = call("runs", "--workspace", trained, "--json").json["runs"]
-    assert [(row["run"], row["status"]) for row in rows] == [("sft-0001", "finished"), ("reward-0001", "finished"), ("rl-0001", "finished")]
+    assert [(row["run"], row["status"]) for row in rows] == [
+        ("sft-0001", "finished"),
+        ("reward-0001", "finished"),
+        ("rl-0001", "finished"),
+    ]
     shown = call("runs", "sft-0001", "--workspace", trained).out
     assert "sft, finished" in shown and "eval_loss" in shown and "data: chat" in shown
     assert 'did you mean "sft-0001"' in call("runs", "sft-001", "--workspace", trained).err

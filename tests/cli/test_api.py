@@ -19,7 +19,9 @@ def test_every_name_of_the_package_is_there():
 
 
 def test_from_files_to_answers(tmp_path):
-    snapshot = tutelage.import_data(write_lines(tmp_path / "chat.jsonl", instructions()), workspace=tmp_path, name="chat")
+    snapshot = tutelage.import_data(
+        write_lines(tmp_path / "chat.jsonl", instructions()), workspace=tmp_path, name="chat"
+    )
     made = tutelage.sft(data=snapshot.name, workspace=tmp_path, loop={"max_steps": 2, "rows_per_step": 4}, **QUICK)
     assert made.path == tmp_path / "runs" / "sft-0001" / "final" and made.outcome.steps == 2
     engine = tutelage.load(made.path, device="cpu")
@@ -32,7 +34,9 @@ def test_from_files_to_answers(tmp_path):
 def test_recipes_come_as_names_dictionaries_or_configurations():
     by_name = tutelage.api.recipe("sft", "tiny_sft", loop={"max_steps": 7})
     assert by_name.model == "test" and by_name.loop.max_steps == 7 and by_name.loop.rows_per_step == 8
-    assert tutelage.api.recipe("sft", {"model": "test", "loop": {"epochs": 3}}, loop={"max_steps": 2}).loop == LoopConfig(epochs=3, max_steps=2)
+    assert tutelage.api.recipe(
+        "sft", {"model": "test", "loop": {"epochs": 3}}, loop={"max_steps": 2}
+    ).loop == LoopConfig(epochs=3, max_steps=2)
     assert tutelage.api.recipe("sft", SFTConfig(model="test"), seed=4) == SFTConfig(model="test", seed=4)
     with pytest.raises(ConfigError, match='did you mean "seed"'):
         tutelage.api.recipe("sft", "tiny_sft", sed=1)

@@ -15,8 +15,12 @@ from tutelage.data.snapshot import open_snapshot
 @pytest.fixture
 def mixed(workspace):
     """Four good records, one twice, two broken ones, one with a telephone number."""
-    rows = [*instructions(3), instructions(1)[0], {"instruction": "no answer", "output": ""},
-            {"instruction": "Where can I reach you?", "output": "Write to jane.doe@example.com."}]
+    rows = [
+        *instructions(3),
+        instructions(1)[0],
+        {"instruction": "no answer", "output": ""},
+        {"instruction": "Where can I reach you?", "output": "Write to jane.doe@example.com."},
+    ]
     path = write_lines(workspace / "mixed.jsonl", rows)
     path.write_text(path.read_text() + '{"instruction": "cut o\n')
     return path
@@ -26,7 +30,10 @@ def test_import_counts_what_it_kept_and_why_it_did_not(mixed, workspace):
     done = call("data", "import", mixed, "--json", "--license", "CC0")
     facts = done.json
     assert facts["kind"] == "examples" and sum(facts["counts"].values()) == 4
-    assert facts["quarantined"] == {"total": 3, "by_reason": {"clean:exact_duplicates": 1, "empty field": 1, "not JSON": 1}}
+    assert facts["quarantined"] == {
+        "total": 3,
+        "by_reason": {"clean:exact_duplicates": 1, "empty field": 1, "not JSON": 1},
+    }
     assert facts["clean"]["exact_duplicates"]["dropped"] == 1
     snapshot = open_snapshot(facts["snapshot"], workspace)
     assert {row.license for split in ("train", "val", "test") for row in snapshot.rows(split)} == {"CC0"}
@@ -48,7 +55,9 @@ def test_redacted_data_can_be_restored_from_a_key_that_lies_apart(mixed, workspa
 
 
 def test_fields_can_be_named(workspace):
-    write_lines(workspace / "odd.jsonl", [{"frage": f"Was ist {at}?", "antwort": {"text": f"Das ist {at}."}} for at in range(3)])
+    write_lines(
+        workspace / "odd.jsonl", [{"frage": f"Was ist {at}?", "antwort": {"text": f"Das ist {at}."}} for at in range(3)]
+    )
     done = call("data", "import", "odd.jsonl", "--map", "instruction=frage", "output=antwort.text", "--json")
     assert sum(done.json["counts"].values()) == 3, done.err
 
@@ -66,7 +75,13 @@ def test_shares_must_make_a_hundred(text):
 
 def test_cleaning_steps_are_named_and_all_faults_come_at_once():
     config = parse_clean("exact,near=0.9,min_chars=5,max_chars=90,toxicity,pii,tag_language")
-    assert (config.unicode, config.exact_duplicates, config.near_duplicates, config.min_chars, config.max_chars) == (False, True, 0.9, 5, 90)
+    assert (config.unicode, config.exact_duplicates, config.near_duplicates, config.min_chars, config.max_chars) == (
+        False,
+        True,
+        0.9,
+        5,
+        90,
+    )
     assert (config.toxicity, config.pii, config.tag_language) == ("flag", "redact", True)
     assert parse_clean("none") is None
     with pytest.raises(ConfigError) as caught:
@@ -98,7 +113,7 @@ def test_inspect_shows_text_as_it_is(workspace):
 
 def test_inspect_names_the_nearest_snapshot(mixed):
     call("data", "import", mixed, "--name", "customers")
-    assert 'did you mean "customers@' in call("data", "inspect", "custmers").err
+    assert 'did you mean "customers' in call("data", "inspect", "custmers").err
 
 
 def test_tokens_mark_what_is_trained_on(workspace):
@@ -111,21 +126,33 @@ def test_tokens_mark_what_is_trained_on(workspace):
 
 
 def test_split_keeps_every_record_and_conversations_together(trained, tmp_path):
-    facts = call("data", "split", "chat", "--split", "50/25/25", "--name", "anew", "--json", "--workspace", trained).json
+    facts = call(
+        "data", "split", "chat", "--split", "50/25/25", "--name", "anew", "--json", "--workspace", trained
+    ).json
     before, after = open_snapshot("chat", trained), open_snapshot(facts["snapshot"], trained)
-    rows = lambda snapshot: sorted(json.dumps(row.to_dict(), sort_keys=True) for split in ("train", "val", "test") for row in snapshot.rows(split))
+    rows = lambda snapshot: sorted(
+        json.dumps(row.to_dict(), sort_keys=True) for split in ("train", "val", "test") for row in snapshot.rows(split)
+    )
     assert rows(before) == rows(after)
     assert after.counts != before.counts
 
 
 def test_annotate_counts_words_and_tags(workspace):
-    write_lines(workspace / "a.jsonl", [{"instruction": "Name three rivers.", "output": "Rhine, Nile."}, {"instruction": "你好吗？", "output": "我很好。"}])
+    write_lines(
+        workspace / "a.jsonl",
+        [
+            {"instruction": "Name three rivers.", "output": "Rhine, Nile."},
+            {"instruction": "你好吗？", "output": "我很好。"},
+        ],
+    )
     facts = call("data", "annotate", "a.jsonl", "--out", "words.jsonl", "--json").json
     assert facts["statistics"]["records"] == {"en": 1, "zh": 1, "all": 2} and facts["tags"]["en"]["PUNCT"] == 3
     first = json.loads((workspace / "words.jsonl").read_text().splitlines()[0])
     assert [word for word, _ in first["question"][0]] == ["Name", "three", "rivers", "."]
     with_tokens = call("data", "annotate", "a.jsonl", "--model", "test", "--json").json
-    assert with_tokens["statistics"]["tokens"]["all"]["most"] == len("Name three rivers.\nRhine, Nile.")  # a byte is a token
+    assert with_tokens["statistics"]["tokens"]["all"]["most"] == len(
+        "Name three rivers.\nRhine, Nile."
+    )  # a byte is a token
 
 
 class Writer:
@@ -139,7 +166,11 @@ class Writer:
     def respond(self, requests):
         for prompt, sampling in requests:
             asked = prompt.messages[-1].text
-            text = "\n".join(f"{at}. {task}" for at, task in enumerate(self.tasks, start=1)) if "numbered list" in asked else "Here it is."
+            text = (
+                "\n".join(f"{at}. {task}" for at, task in enumerate(self.tasks, start=1))
+                if "numbered list" in asked
+                else "Here it is."
+            )
             yield Response(prompt_id=prompt.id, text=text, policy=self.policy, sampling=sampling)
 
 
@@ -150,7 +181,9 @@ def test_expand_makes_a_snapshot_of_what_a_model_wrote(trained, monkeypatch):
     assert done.code == 0, done.err
     snapshot = open_snapshot(done.json["snapshot"], trained)
     rows = [row for split in ("train", "val", "test") for row in snapshot.rows(split)]
-    assert sorted(row.messages[0].text for row in rows) == sorted(tasks) and {row.author for row in rows} == {"model:writer"}
+    assert sorted(row.messages[0].text for row in rows) == sorted(tasks) and {row.author for row in rows} == {
+        "model:writer"
+    }
     assert "written by a model" in done.err and not list((trained / "data").glob(".expanding-*"))
 
 

@@ -12,7 +12,21 @@ from calling import call
 from tutelage import cli
 from tutelage.core.errors import UserError
 
-COMMANDS = ("demo", "init", "data", "sft", "classify", "respond", "chat", "reward", "rl", "eval", "compare", "report", "runs")
+COMMANDS = (
+    "demo",
+    "init",
+    "data",
+    "sft",
+    "classify",
+    "respond",
+    "chat",
+    "reward",
+    "rl",
+    "eval",
+    "compare",
+    "report",
+    "runs",
+)
 
 
 def python(code: str) -> subprocess.CompletedProcess:
@@ -32,23 +46,32 @@ def test_help_takes_under_half_a_second():
 
 @pytest.mark.parametrize("words", [["--help"], ["sft", "--help"], ["data", "import", "--help"]])
 def test_help_loads_neither_torch_nor_rich(words):
-    done = python(f"import sys; from tutelage.cli import main; code = main({words!r}); "
-                  "print(code, [name for name in ('torch', 'transformers', 'rich', 'numpy', 'yaml') if name in sys.modules])")
+    done = python(
+        f"import sys; from tutelage.cli import main; code = main({words!r}); "
+        "print(code, [name for name in ('torch', 'transformers', 'rich', 'numpy', 'yaml') if name in sys.modules])"
+    )
     assert done.stdout.splitlines()[-1] == "0 []", done.stderr
 
 
 def test_looking_at_data_and_runs_loads_no_torch(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"instruction": "a b c", "output": "d"}\n')
-    done = python("import sys, os; os.chdir(sys.argv[1]) if len(sys.argv) > 1 else None\n"
-                  f"os.chdir({str(tmp_path)!r})\n"
-                  "from tutelage.cli import main\n"
-                  "code = [main(words) for words in (['data', 'import', 'a.jsonl'], ['data', 'inspect', 'a'], ['runs'])]\n"
-                  "print(code, [name for name in ('torch', 'transformers') if name in sys.modules])")
+    done = python(
+        "import sys, os; os.chdir(sys.argv[1]) if len(sys.argv) > 1 else None\n"
+        f"os.chdir({str(tmp_path)!r})\n"
+        "from tutelage.cli import main\n"
+        "code = [main(words) for words in (['data', 'import', 'a.jsonl'], ['data', 'inspect', 'a'], ['runs'])]\n"
+        "print(code, [name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
     assert done.stdout.splitlines()[-1] == "[0, 0, 0] []", done.stdout + done.stderr
 
 
 def test_importing_the_package_loads_no_torch():
-    assert python("import sys, tutelage; dir(tutelage); tutelage.import_data; print('torch' in sys.modules)").stdout.strip() == "False"
+    assert (
+        python(
+            "import sys, tutelage; dir(tutelage); tutelage.import_data; print('torch' in sys.modules)"
+        ).stdout.strip()
+        == "False"
+    )
 
 
 def test_every_command_is_listed_and_helps():
@@ -70,14 +93,17 @@ def test_no_command_shows_the_help():
     assert done.code == 0 and "tutelage COMMAND --help says more" in done.out
 
 
-@pytest.mark.parametrize("words, hint", [
-    (["stf"], 'unknown command "stf"; did you mean "sft"?'),
-    (["data", "imprt", "x"], 'unknown data command "imprt"; did you mean "import"?'),
-    (["sft", "--dryrun"], 'do not know what to do with "--dryrun"; did you mean "--dry-run"?'),
-    (["compare", "a"], "the following arguments are required: B, --judge"),
-    (["respond", "--n", "many"], "do not know what to do with"),
-    (["demo", "--lang", "fr"], "invalid choice: 'fr'"),
-])
+@pytest.mark.parametrize(
+    "words, hint",
+    [
+        (["stf"], 'unknown command "stf"; did you mean "sft"?'),
+        (["data", "imprt", "x"], 'unknown data command "imprt"; did you mean "import"?'),
+        (["sft", "--dryrun"], 'do not know what to do with "--dryrun"; did you mean "--dry-run"?'),
+        (["compare", "a"], "the following arguments are required: B, --judge"),
+        (["respond", "--n", "many"], "do not know what to do with"),
+        (["demo", "--lang", "fr"], "invalid choice: 'fr'"),
+    ],
+)
 def test_mistyped_words_are_told_apart(words, hint):
     done = call(*words)
     assert done.code == 2 and done.out == ""
@@ -93,13 +119,18 @@ def test_words_may_stand_behind_options():
 def stand_in(monkeypatch, run):
     """Let `tutelage runs` do something else."""
     before = cli.import_module
-    monkeypatch.setattr(cli, "import_module", lambda name: SimpleNamespace(run=run) if name == "tutelage.commands.runs" else before(name))
+    monkeypatch.setattr(
+        cli,
+        "import_module",
+        lambda name: SimpleNamespace(run=run) if name == "tutelage.commands.runs" else before(name),
+    )
 
 
 def raising(error, resume=""):
     def run(args, terminal):
         terminal.resume = resume
         raise error
+
     return run
 
 
@@ -115,17 +146,28 @@ def test_with_json_an_error_is_json_too(monkeypatch):
 
 
 def test_ctrl_c_exits_with_130_and_says_how_to_go_on(monkeypatch):
-    stand_in(monkeypatch, raising(KeyboardInterrupt("stopped after step 3; checkpoint written"), "tutelage sft --run x --resume"))
+    stand_in(
+        monkeypatch,
+        raising(KeyboardInterrupt("stopped after step 3; checkpoint written"), "tutelage sft --run x --resume"),
+    )
     done = call("runs")
     assert done.code == 130
     assert done.err.strip() == "stopped after step 3; checkpoint written; go on with: tutelage sft --run x --resume"
 
 
 def test_a_full_disk_is_no_traceback(monkeypatch):
-    stand_in(monkeypatch, raising(OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl"), "tutelage sft --run x --resume"))
+    stand_in(
+        monkeypatch,
+        raising(
+            OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl"), "tutelage sft --run x --resume"
+        ),
+    )
     done = call("runs")
     assert done.code == 2
-    assert "No space left on device (runs/x/metrics.jsonl)" in done.err and "go on with: tutelage sft --run x --resume" in done.err
+    assert (
+        "No space left on device (runs/x/metrics.jsonl)" in done.err
+        and "go on with: tutelage sft --run x --resume" in done.err
+    )
 
 
 def test_our_own_faults_are_not_hidden(monkeypatch):

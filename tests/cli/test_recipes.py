@@ -45,7 +45,9 @@ class Outer:
 def test_overrides_are_yaml_and_win_over_the_file(tmp_path):
     file = tmp_path / "a.yaml"
     file.write_text("name: theirs\nsteps: 5\ninner: {rate: 2}\n")
-    got = read_config(Outer, file, ["steps=7", "inner.rate=1e-5", "inner.on=true", "names=[a, b]", "limit=null", "name=starter:x"])
+    got = read_config(
+        Outer, file, ["steps=7", "inner.rate=1e-5", "inner.on=true", "names=[a, b]", "limit=null", "name=starter:x"]
+    )
     assert got == Outer(name="starter:x", steps=7, names=("a", "b"), inner=Inner(rate=1e-5, on=True))
 
 
@@ -56,19 +58,27 @@ def test_every_fault_is_reported_at_once_under_the_files_name(tmp_path):
         read_config(Outer, file, ["inner.onn=true", "name.x=1", "junk", "names=["])
     text = str(caught.value)
     assert text.startswith(f"{file}: 7 fault(s)")
-    for part in ('"nmae" in the top level; did you mean "name"?', "steps must be a whole number; got 'many'",
-                 '"rte" in inner; did you mean "rate"?', '"onn" in inner; did you mean "on"?',
-                 '"junk" is no override', "names: '[' is not YAML"):
+    for part in (
+        '"nmae" in the top level; did you mean "name"?',
+        "steps must be a whole number; got 'many'",
+        '"rte" in inner; did you mean "rate"?',
+        '"onn" in inner; did you mean "on"?',
+        '"junk" is no override',
+        "names: '[' is not YAML",
+    ):
         assert part in text
 
 
-@pytest.mark.parametrize("text, fault", [
-    ("a: 1\na: 2\n", 'line 2: the key "a" stands twice (first on line 1)'),
-    ("a: [1\n", "line 2: expected ',' or ']'"),
-    ("- a\n", "wanted keys with values"),
-    ("1: a\n", "line 1: the key 1 is not text"),
-    ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
-])
+@pytest.mark.parametrize(
+    "text, fault",
+    [
+        ("a: 1\na: 2\n", 'line 2: the key "a" stands twice (first on line 1)'),
+        ("a: [1\n", "line 2: expected ',' or ']'"),
+        ("- a\n", "wanted keys with values"),
+        ("1: a\n", "line 1: the key 1 is not text"),
+        ("a: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
+    ],
+)
 def test_yaml_faults_name_their_line(text, fault):
     with pytest.raises(ConfigError, match=re.escape(fault)):
         read_yaml(text, where="x.yaml")
@@ -90,7 +100,7 @@ def test_recipes_are_found_by_path_by_name_and_the_workspaces_own_first(tmp_path
     assert find_recipe("tiny_sft", tmp_path) == own
     assert find_recipe("tiny_sft").name == "tiny_sft.yaml" and find_recipe("tiny_sft") != own
     assert find_recipe(str(own)) == own
-    with pytest.raises(UserError, match='no recipe \'tiny_stf\'.*did you mean "tiny_sft"'):
+    with pytest.raises(UserError, match="no recipe 'tiny_stf'.*did you mean \"tiny_sft\""):
         find_recipe("tiny_stf")
 
 
@@ -110,7 +120,16 @@ def test_recipe_binds_and_says_its_command_and_what_to_expect(path):
 
 def test_all_four_commands_have_a_starter_and_a_tiny_recipe():
     known = set(known_recipes())
-    assert {"sft_starter", "reward_starter", "ppo_starter", "classify_task", "tiny_sft", "tiny_reward", "tiny_ppo", "tiny_classify"} <= known
+    assert {
+        "sft_starter",
+        "reward_starter",
+        "ppo_starter",
+        "classify_task",
+        "tiny_sft",
+        "tiny_reward",
+        "tiny_ppo",
+        "tiny_classify",
+    } <= known
 
 
 def test_workspace_is_the_nearest_folder_with_a_settings_file(tmp_path, monkeypatch):
@@ -133,7 +152,11 @@ def test_settings_are_strict(tmp_path):
 
 def test_a_runs_name_means_the_model_that_it_made(trained, tmp_path):
     assert model_of("sft-0001", trained) == str(trained / "runs" / "sft-0001" / "final")
-    assert [model_of(name, trained) for name in ("test", "hf:org/name", "smollm2-135m")] == ["test", "hf:org/name", "smollm2-135m"]
+    assert [model_of(name, trained) for name in ("test", "hf:org/name", "smollm2-135m")] == [
+        "test",
+        "hf:org/name",
+        "smollm2-135m",
+    ]
     (tmp_path / "runs" / "half").mkdir(parents=True)
     (tmp_path / "runs" / "half" / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match="has not finished"):
@@ -159,9 +182,24 @@ def test_every_key_stands_in_the_documentation():
 
 def test_every_command_and_option_stands_in_the_documentation():
     text = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
-    for option in ("--workspace", "--json", "--run", "--resume", "--dry-run", "--track", "--clean", "--map", "--format", "--tokens", "--judge"):
+    for option in (
+        "--workspace",
+        "--json",
+        "--run",
+        "--resume",
+        "--dry-run",
+        "--track",
+        "--clean",
+        "--map",
+        "--format",
+        "--tokens",
+        "--judge",
+    ):
         assert f"`{option}" in text or f" {option} " in text, option
-    assert all(f"`{name}" in text for name in ("respond", "chat", "eval", "compare", "report", "runs", "expand", "split", "annotate", "inspect"))
+    assert all(
+        f"`{name}" in text
+        for name in ("respond", "chat", "eval", "compare", "report", "runs", "expand", "split", "annotate", "inspect")
+    )
 
 
 @pytest.mark.parametrize("name, part", [("sft_starter", "sft"), ("reward_starter", "reward"), ("ppo_starter", "ppo")])

@@ -69,9 +69,16 @@ def test_long_lines_are_not_folded_in_files(capsys):
 
 def test_compact_yaml_reads_back():
 
-
-    values = {"model": "hf:a/b", "labels": ["a: b", "null", "中"], "optim": {"lr": 1e-5, "betas": [0.9, 0.95]}, "limit": None}
-    assert yaml.safe_load(compact_yaml(values)) == {**values, "optim": {"lr": pytest.approx(1e-5), "betas": [0.9, 0.95]}}
+    values = {
+        "model": "hf:a/b",
+        "labels": ["a: b", "null", "中"],
+        "optim": {"lr": 1e-5, "betas": [0.9, 0.95]},
+        "limit": None,
+    }
+    assert yaml.safe_load(compact_yaml(values)) == {
+        **values,
+        "optim": {"lr": pytest.approx(1e-5), "betas": [0.9, 0.95]},
+    }
 
 
 def test_live_progress_in_a_terminal(monkeypatch):

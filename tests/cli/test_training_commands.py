@@ -52,13 +52,20 @@ def test_a_dry_run_writes_nothing(chat, workspace):
 def test_unknown_keys_and_wrong_values_are_refused_together(workspace):
     done = call("sft", "tiny_sft", "optm.learning_rate=3", "loop.epoch=2", "seed=x")
     assert done.code == 2 and "3 fault(s)" in done.err
-    for hint in ('"optm" in the top level; did you mean "optim"?', '"epoch" in loop; did you mean "epochs"?', "seed must be a whole number"):
+    for hint in (
+        '"optm" in the top level; did you mean "optim"?',
+        '"epoch" in loop; did you mean "epochs"?',
+        "seed must be a whole number",
+    ):
         assert hint in done.err
     assert not list((workspace / "runs").iterdir())
 
 
 def test_unknown_algorithms_name_the_nearest():
-    assert "algorithm must be one of 'ppo'; got 'pop'; did you mean \"ppo\"?" in call("rl", "algorithm=pop", "--dry-run").err
+    assert (
+        "algorithm must be one of 'ppo'; got 'pop'; did you mean \"ppo\"?"
+        in call("rl", "algorithm=pop", "--dry-run").err
+    )
 
 
 def test_runs_are_numbered_and_never_overwritten(trained, tmp_path):
@@ -93,7 +100,9 @@ def test_every_kind_of_run_left_its_result_and_its_parents(trained):
     manifests = {name: Run(trained / "runs" / name).manifest for name in ("sft-0001", "reward-0001", "rl-0001")}
     assert all(manifest["status"] == "finished" for manifest in manifests.values())
     base, reward, data = manifests["rl-0001"]["parents"]
-    assert base == str(trained / "runs" / "sft-0001" / "final") and reward == str(trained / "runs" / "reward-0001" / "final")
+    assert base == str(trained / "runs" / "sft-0001" / "final") and reward == str(
+        trained / "runs" / "reward-0001" / "final"
+    )
     assert data.startswith("chat@")
 
 
@@ -137,7 +146,9 @@ def test_a_stopped_run_says_how_to_go_on_and_ends_like_one_that_was_not(chat, wo
         interrupt_after(patch, 5)
         done = call(*words, "--run", "cut")
     assert done.code == 130
-    assert done.err.strip().endswith("stopped after step 5; checkpoint written; go on with: tutelage sft --run cut --resume")
+    assert done.err.strip().endswith(
+        "stopped after step 5; checkpoint written; go on with: tutelage sft --run cut --resume"
+    )
     assert call("sft", "--run", "cut", "--resume").code == 0  # no recipe: the run's own configuration
     whole, cut = (workspace / "runs" / name / "final" / "model.safetensors" for name in ("whole", "cut"))
     assert whole.read_bytes() == cut.read_bytes()
@@ -156,8 +167,10 @@ def test_resuming_on_other_data_or_settings_is_refused(chat, workspace, monkeypa
     with monkeypatch.context() as patch:
         interrupt_after(patch, 1)
         call("sft", "data=chat.jsonl", *TWO_STEPS)
-    assert "loop.rows_per_step: 4 then, 8 now" in call(
-        "sft", "data=chat.jsonl", *TWO_STEPS, "loop.rows_per_step=8", "--run", "sft-0001", "--resume").err
+    assert (
+        "loop.rows_per_step: 4 then, 8 now"
+        in call("sft", "data=chat.jsonl", *TWO_STEPS, "loop.rows_per_step=8", "--run", "sft-0001", "--resume").err
+    )
     write_lines(chat, instructions(39))
     done = call("sft", "--run", "sft-0001", "--resume")
     assert done.code == 2 and "was begun on chat.jsonl@" in done.err

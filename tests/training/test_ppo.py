@@ -12,7 +12,7 @@ from tutelage.models.load import load
 from tutelage.training.batch import Rollouts
 from tutelage.training.networks import LoraConfig, load_trainable
 from tutelage.training.optim import OptimConfig
-from tutelage.training.ppo import PPOConfig, credit, improve, place_scores, step
+from tutelage.training.ppo import PPOConfig, credit, improve, leave_one_out, place_scores, step
 from tutelage.training.rl import ScaledJudge, begin_state, rl
 from tutelage.training.rollouts import answer, judge_all, score
 
@@ -127,6 +127,22 @@ def test_an_answer_that_never_ended_gets_the_penalty_whatever_the_judge_said():
     signal = credit(rollouts_of(stopped_B=torch.tensor([True, False])), judged(1.0, 2.0), CONFIG, beta=0.0)
     assert signal.score_B.tolist() == [1.0, -1.0]
     assert signal.reward_BT[1].tolist() == [0, 0, -1.0, 0, 0, 0]
+
+
+def test_leave_one_out_is_the_score_minus_the_mean_of_the_others():
+    """The identity of RLOO: A_i = k / (k - 1) * (R_i - mean R), in each group; alone in a group: 0."""
+    score_B, group_B = torch.tensor([1.0, 5.0, 3.0, 2.0, -4.0, 7.0]), torch.tensor([0, 1, 0, 0, 1, 2])
+    # group 0 (k = 3, mean 2): -1, 1, 0 times 3/2; group 1 (k = 2, mean 0.5): 4.5, -4.5 times 2
+    assert leave_one_out(score_B, group_B).tolist() == [-1.5, 9.0, 1.5, 0.0, -9.0, 0.0]
+
+
+def test_the_baseline_changes_what_is_credited_and_not_what_is_reported():
+    together = rollouts_of(group_B=torch.tensor([0, 0]))
+    signal = credit(together, judged(1.0, 2.0), replace(CONFIG, baseline="leave_one_out"), beta=0.0)
+    assert signal.score_B.tolist() == [1.0, 2.0]
+    assert signal.reward_BT[0, 4] == -1.0 and signal.reward_BT[1, 2] == 1.0
+    with pytest.raises(ValueError, match="baseline leave_one_out compares the responses of a prompt"):
+        replace(CONFIG, baseline="leave_one_out", responses_per_prompt=1)
 
 
 def test_scores_are_clipped_before_they_are_placed():

@@ -85,7 +85,9 @@ def test_unknown_and_missing_trackers_are_refused_before_training(tmp_path, monk
 
 
 def test_tensorboard_reads_back_what_was_logged(tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="the extra tensorboard is not installed")
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="the extra tensorboard is not installed"
+    )
     write(tmp_path / "metrics.jsonl", 1, 2)
     Follower(tmp_path, ["tensorboard"], config={"optim": {"clip": 1.0}}).close()
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -94,7 +96,9 @@ def test_tensorboard_reads_back_what_was_logged(tmp_path):
 
 def test_wandb_gets_one_call_a_step(tmp_path, monkeypatch):
     calls = []
-    run = SimpleNamespace(log=lambda figures, step: calls.append((step, dict(figures))), finish=lambda: calls.append("finish"))
+    run = SimpleNamespace(
+        log=lambda figures, step: calls.append((step, dict(figures))), finish=lambda: calls.append("finish")
+    )
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **given: run))
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss": 2.0}\n{"step": 1, "eval_loss": 3.0}\n{"step": 2, "loss": 1.0}\n')
@@ -110,10 +114,18 @@ def test_mlflow_goes_on_in_the_run_that_it_began(tmp_path, monkeypatch):
         return SimpleNamespace(info=SimpleNamespace(run_id="abc"))
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(
-        set_tracking_uri=lambda uri: metrics.append(uri.split("/")[-1]), set_experiment=lambda name: None, start_run=start_run,
-        log_params=lambda params: metrics.append(params), log_metrics=lambda figures, step: metrics.append((step, figures)),
-        end_run=lambda: None))
+    monkeypatch.setitem(
+        sys.modules,
+        "mlflow",
+        SimpleNamespace(
+            set_tracking_uri=lambda uri: metrics.append(uri.split("/")[-1]),
+            set_experiment=lambda name: None,
+            start_run=start_run,
+            log_params=lambda params: metrics.append(params),
+            log_metrics=lambda figures, step: metrics.append((step, figures)),
+            end_run=lambda: None,
+        ),
+    )
     write(tmp_path / "metrics.jsonl", 1)
     Follower(tmp_path, ["mlflow"], config={"seed": 3}).close()
     write(tmp_path / "metrics.jsonl", 2)

@@ -7,8 +7,6 @@ Each stage leaves its result in the folder and is passed over when it stands the
 where it was stopped.
 """
 
-import ctypes
-import gc
 import json
 import shutil
 import time
@@ -35,7 +33,8 @@ from tutelage.models.load import load
 from tutelage.pipeline.audit import audit_reward
 from tutelage.rollout.local import LocalEngine
 from tutelage.store.runs import Run
-from tutelage.training.loop import LoopConfig, rss_gb
+from tutelage.training.loop import LoopConfig
+from tutelage.training.memory import collect, rss_gb
 from tutelage.training.networks import LoraConfig
 from tutelage.training.optim import OptimConfig
 from tutelage.training.ppo import PPOConfig
@@ -119,10 +118,10 @@ def demo(
         path_sft = sft(replace(config.sft, model=config.model, seed=config.seed), train=data.train, val=data.val,
                        folder=folder / "runs" / "sft", data_id="starter:instructions", resume=True,
                        progress=_named(progress, "SFT"), warn=say).path
-        _free()
+        collect()
     with clock("respond"):
         respond(config, data, path_sft, folder, progress=_named(progress, "respond"))
-        _free()
+        collect()
     with clock("judgements"):
         simulated = judgements(config, data, folder)
         say(f"judgements: {len(data.pairs_teacher) + len(data.pairs_judge)} by author:starter; "
@@ -133,17 +132,17 @@ def demo(
             paths[name] = reward(replace(config.reward, model=str(path_sft), seed=config.seed + offset), train=pairs,
                                  folder=folder / "runs" / name, data_id=f"starter:preferences/{name}", resume=True,
                                  progress=_named(progress, "reward model" if name == "reward" else "judge"), warn=say).path
-            _free()
+            collect()
     with clock("ppo"):
         path_ppo = rl(replace(config.ppo, model=str(path_sft), reward=str(paths["reward"]), seed=config.seed),
                       prompts=data.prompts, folder=folder / "runs" / "ppo", data_id="starter:prompts", resume=True,
                       progress=_named(progress, "PPO"), warn=say).path
-        _free()
+        collect()
     with clock("evaluate"):
         policies = {"base": config.model, "sft": str(path_sft), "ppo": str(path_ppo)}
         responses = {name: evaluate(config, data, name, path, folder, progress=_named(progress, f"answers of {name}"))
                      for name, path in policies.items()}
-        _free()
+        collect()
         made = judge_models(config, data, responses, paths, simulated)
     with clock("report"):
         report = assemble(config, data, responses, made, folder, clock.seconds)
@@ -184,15 +183,6 @@ class Clock:
 
 def _named(progress: Progress, stage: str) -> Progress:
     return lambda what, done, total: progress(stage, done, total)
-
-
-def _free() -> None:
-    """Hand the last stage's memory back to the system: the peak of the whole is what counts on a laptop."""
-    gc.collect()
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        return  # not glibc: its allocator gives memory back by itself or not at all
 
 
 def clean_and_split(config: DemoConfig, folder: Path) -> Starter:
@@ -285,7 +275,7 @@ def judge_models(config: DemoConfig, data: Starter, responses: dict[str, list[Re
     teacher = RewardJudge.load(paths["reward"], id="reward:teacher", dtype=dtype, device=device)
     card = audit_reward(teacher, data.pairs_judge, judgements=simulated)
     del teacher
-    _free()
+    collect()
     judge = RewardJudge.load(paths["judge"], id="reward:judge", dtype=dtype, device=device)
     judge_card = audit_reward(judge, data.pairs_teacher)
     by_judge = Remembered(judge)

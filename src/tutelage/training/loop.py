@@ -6,7 +6,6 @@ bits as one that was not.
 """
 
 import math
-import resource
 import sys
 import time
 from collections import Counter
@@ -23,6 +22,7 @@ from tutelage.core.errors import UserError
 from tutelage.core.protocols import Progress, silent
 from tutelage.store.runs import Run, commit_folder, verify_folder
 from tutelage.text.pack import epochs_of_steps
+from tutelage.training.memory import rss_gb, trim
 from tutelage.training.optim import OptimConfig, Optimizer
 from tutelage.training.state import SaveConfig, Saver, read_state, save_tensors, write_state
 
@@ -84,12 +84,6 @@ def ratios(sums: Counter) -> dict[str, float]:
     return out if tokens is None else {**out, "tokens": int(tokens)}
 
 
-def rss_gb() -> float:
-    """Largest resident memory of this process so far, in GB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e9, 2)
-
-
 def fit(
     run: Run,
     task: Task,
@@ -133,6 +127,7 @@ def fit(
             if step % eval_every == 0 or step == total:
                 _evaluate(run, task, module, optimizer, facts, keep=loop.keep_best)
                 stopped = bool(loop.patience) and facts["bad"] >= loop.patience
+            trim()
             progress("train", step, total)
             saver.after_step(step)
     optimizer.close()

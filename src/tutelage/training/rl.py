@@ -31,7 +31,7 @@ from tutelage.text.chat import render_prompt
 from tutelage.text.pack import epochs_of_steps
 from tutelage.training import ppo as ppo_module
 from tutelage.training.actor_critic import Networks
-from tutelage.training.loop import rss_gb
+from tutelage.training.memory import rss_gb, trim
 from tutelage.training.networks import fast_matmuls, load_trainable, manifest_of, save_result
 from tutelage.training.optim import Optimizer
 from tutelage.training.ppo import PPOConfig, TrainState
@@ -170,6 +170,7 @@ def _loop(run: Run, state: TrainState, step: Callable, config: PPOConfig, prompt
             seconds = time.perf_counter() - begun
             run.log({**row, "seconds": round(seconds, 3), "samples_per_second": round(len(at) * config.responses_per_prompt / seconds, 2),
                      "rss_gb": rss_gb()})
+            trim()
             progress("rl", state.step, config.steps)
             saver.after_step(state.step)
 
