@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
-import pytest
+# Tests start other processes, and threads that spin for one another slow torch down many times: one thread each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -255,8 +255,7 @@ def demo(
     say: Tell = _quiet,
 ) -> Any:
     """The whole loop on the starter data; returns DemoResult(report, input)."""
-    module = _command("demo")
-    return module.demo(folder, config=module.config_of(model, seed), lang=lang, progress=progress, say=say)
+    return _command("demo").run_demo(folder, model=model, seed=seed, lang=lang, progress=progress, say=say)
 
 
 def import_data(

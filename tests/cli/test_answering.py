@@ -97,7 +97,7 @@ def test_what_is_streamed_is_the_answer(trained):
             iter(engine.respond([(prompt_from_text("Hello"), Sampling(max_tokens=24, temperature=1.0, seed=seed))]))
         )
         assert response.token_ids == plain.token_ids  # listening changes nothing
-        assert response.text.lstrip().startswith("".join(pieces).rstrip("\ufffd")[:1])
+        assert "".join(pieces).endswith(response.text.lstrip())  # all of it was shown
         assert len(pieces) > 1
 
 
@@ -185,11 +185,10 @@ def test_compare_names_an_unknown_judge(trained):
 
 def test_runs_lists_and_shows(trained):
     rows = call("runs", "--workspace", trained, "--json").json["runs"]
-    assert [(row["run"], row["status"]) for row in rows] == [
-        ("sft-0001", "finished"),
-        ("reward-0001", "finished"),
-        ("rl-0001", "finished"),
-    ]
+    # those begun within one second have no order
+    assert {row["run"]: row["status"] for row in rows} == dict.fromkeys(
+        ("sft-0001", "reward-0001", "rl-0001"), "finished"
+    )
     shown = call("runs", "sft-0001", "--workspace", trained).out
     assert "sft, finished" in shown and "eval_loss" in shown and "data: chat" in shown
     assert 'did you mean "sft-0001"' in call("runs", "sft-001", "--workspace", trained).err

@@ -289,12 +289,17 @@ class Reference:
     place: Place
     steps: int
     first: float  # seconds until the metrics begin
-    write: float  # seconds that a checkpoint takes
-    paces: list[float]  # seconds of a whole run, as last seen
+    saving: float  # seconds that a checkpoint took when the reference was made
+    paces: list[float]  # seconds of a whole run, as seen again and again
 
     @property
     def seconds(self) -> float:
         return statistics.median(self.paces[-3:])
+
+    @property
+    def write(self) -> float:
+        """Seconds that a checkpoint takes."""
+        return self.saving * self.seconds / self.paces[0]
 
     def left(self, done: int) -> float:
         """Seconds that an attempt will take which resumes after `done` steps."""

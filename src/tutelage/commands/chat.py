@@ -46,9 +46,13 @@ class Streaming(LocalEngine):
 
         self.listener = tell
         try:
-            return next(iter(self.respond([(prompt, replace(sampling, n=1, stop=(NEVER,)))])))
+            response = next(iter(self.respond([(prompt, replace(sampling, n=1, stop=(NEVER,)))])))
         finally:
             self.listener = None
+        # What was told is what the answer begins with, unless later bytes changed how earlier ones are read.
+        text = response.text.lstrip()
+        listener(text[len(told) :] if text.startswith(told) else f"\n{text}")
+        return response
 
 
 class Conversation:

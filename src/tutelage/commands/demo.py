@@ -2,14 +2,19 @@
 
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from tutelage.core.errors import UserError
+from tutelage.core.protocols import Progress
 from tutelage.evals.findings import next_steps, not_improved
 from tutelage.evals.report import print_table
+from tutelage.evals.saved import NAME, save_input
 from tutelage.pipeline.demo import DemoConfig, DemoResult, demo, figures, tiny
 from tutelage.terminal import Terminal, clock, quote
+
+Tell = Callable[[str], None]
 
 
 def config_of(model: str | None, seed: int) -> DemoConfig:
@@ -17,6 +22,15 @@ def config_of(model: str | None, seed: int) -> DemoConfig:
     if model == "test":
         return tiny(seed)
     return DemoConfig(seed=seed) if model is None else replace(DemoConfig(seed=seed), model=model)
+
+
+def run_demo(
+    folder: Path | str, *, model: str | None, seed: int, lang: str, progress: Progress, say: Tell
+) -> DemoResult:
+    """The demo; what its report is made of is kept beside it, so that `tutelage report` can write it again."""
+    result = demo(folder, config=config_of(model, seed), lang=lang, progress=progress, say=say)
+    save_input(result.input, Path(folder) / NAME)
+    return result
 
 
 def run(args: Namespace, terminal: Terminal) -> int:
@@ -34,8 +48,8 @@ def run(args: Namespace, terminal: Terminal) -> int:
     )
     begun = time.monotonic()
     with terminal.progress() as progress:
-        result = demo(
-            folder, config=config_of(args.model, args.seed), lang=args.lang, progress=progress, say=terminal.note
+        result = run_demo(
+            folder, model=args.model, seed=args.seed, lang=args.lang, progress=progress, say=terminal.note
         )
     show(result, args.lang, terminal)
     terminal.say(
