@@ -5,7 +5,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_API = ("sft", "classify", "reward", "rl", "respond", "evaluate", "compare", "report", "demo", "load", "import_data")
+_API = ("sft", "classify", "reward", "rl", "respond", "evaluate", "compare", "report", "demo", "load", "import_data", "recipe", "init")
 
 
 def __getattr__(name: str) -> Any:

@@ -2,10 +2,10 @@
 
 import re
 import subprocess
-from pathlib import Path
 import sys
 import unicodedata
 from collections import Counter
+from pathlib import Path
 
 import pytest
 

@@ -10,7 +10,6 @@ from tutelage.core.errors import UserError
 from tutelage.core.protocols import Progress
 from tutelage.evals.findings import next_steps, not_improved
 from tutelage.evals.report import print_table
-from tutelage.evals.saved import NAME, save_input
 from tutelage.pipeline.demo import DemoConfig, DemoResult, demo, figures, tiny
 from tutelage.terminal import Terminal, clock, quote
 
@@ -28,9 +27,7 @@ def run_demo(
     folder: Path | str, *, model: str | None, seed: int, lang: str, progress: Progress, say: Tell
 ) -> DemoResult:
     """The demo; what its report is made of is kept beside it, so that `tutelage report` can write it again."""
-    result = demo(folder, config=config_of(model, seed), lang=lang, progress=progress, say=say)
-    save_input(result.input, Path(folder) / NAME)
-    return result
+    return demo(folder, config=config_of(model, seed), lang=lang, progress=progress, say=say)
 
 
 def run(args: Namespace, terminal: Terminal) -> int:

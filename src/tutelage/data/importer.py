@@ -22,7 +22,6 @@ from tutelage.core.files import fsync_folder, sha256_file, write_json
 from tutelage.core.protocols import Progress, silent
 from tutelage.data.raw import excerpt
 from tutelage.data.reading import Quarantined, Reading, source_name, stem
-from tutelage.data.records import Kept
 from tutelage.data.snapshot import FILES, SPLITS, Snapshot, content_digest, now, open_snapshot
 from tutelage.data.split import SHARES, check_shares, split_of
 

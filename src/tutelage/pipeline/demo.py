@@ -26,6 +26,7 @@ from tutelage.data.split import split_of
 from tutelage.evals.inputs import ReportInput, RewardModelCard
 from tutelage.evals.report import render
 from tutelage.evals.safety import safety_scores
+from tutelage.evals.saved import NAME, save_input
 from tutelage.evals.tasks import answer_all, task_scores
 from tutelage.evals.winrate import win_rate
 from tutelage.judges.reward_model import RewardJudge
@@ -321,9 +322,10 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def write_report(report: ReportInput, folder: Path, *, lang: str) -> Path:
-    """report.html in `lang`, and figures.json: the win rates and rates as numbers."""
+    """report.html in `lang`, what it was made of (to render it again), and figures.json: win rates and rates as numbers."""
     path = folder / ("report.html" if lang == "en" else f"report.{lang}.html")
     write_atomic(path, render(report, lang=lang))
+    save_input(report, folder / NAME)
     write_json(folder / "figures.json", figures(report))
     return path
 

@@ -13,9 +13,8 @@ Departures from them:
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -25,7 +24,7 @@ from tutelage.algos.gae import gae
 from tutelage.algos.kl import AdaptiveKL, k1
 from tutelage.algos.masked import last_true, masked_mean, masked_var, rescale, standardize
 from tutelage.algos.ppo import clipped_policy_loss, clipped_value_loss
-from tutelage.core.protocols import Judge, Progress, silent
+from tutelage.core.protocols import Judge
 from tutelage.core.words import Judgement, Prompt, Response, Sampling
 from tutelage.text.pack import micro_batches
 from tutelage.training.actor_critic import Networks
