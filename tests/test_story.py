@@ -47,7 +47,7 @@ class Story:
     result: DemoResult
     said: list[str]
     before_the_last: dict[str, int]
-    seconds: float
+    cpu_seconds: float
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +55,13 @@ def story(tmp_path_factory) -> Story:
     """A demo that is interrupted in the middle of SFT and of PPO and then runs to its end; under 60 s on a quiet core."""
     told = Story()
     told.folder, told.config, told.said = tmp_path_factory.mktemp("demo"), tiny(), []
-    begun = time.perf_counter()
+    begun = time.process_time()
     for stage, done in (("SFT", 2), ("PPO", 1)):
         with pytest.raises(PowerCut):
             demo(told.folder, config=told.config, progress=cut_at(stage, done))
     told.before_the_last = files(told.folder)
     told.result = demo(told.folder, config=told.config, say=told.said.append)
-    told.seconds = time.perf_counter() - begun
+    told.cpu_seconds = time.process_time() - begun
     return told
 
 
@@ -171,10 +171,10 @@ def test_the_report_has_its_sections_and_opens_offline(story):
 
 
 def test_the_report_speaks_chinese_and_the_second_call_makes_nothing_again(story):
-    before, begun = files(story.folder), time.perf_counter()
+    before, begun = files(story.folder), time.process_time()
     again = demo(story.folder, config=story.config, lang="zh")
     assert files(story.folder) == before
-    assert time.perf_counter() - begun < max(10.0, story.seconds / 2)
+    assert time.process_time() - begun < story.cpu_seconds / 2  # CPU time: what else the machine does is not our matter
     page = again.report.read_text(encoding="utf-8")
     assert again.report.name == "report.zh.html" and 'lang="zh' in page
     for section in ("glance", "wins", "not_improved", "simulated", "safety"):

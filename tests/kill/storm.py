@@ -38,7 +38,7 @@ WORKER = Path(__file__).with_name("worker.py")
 
 
 class Different(Exception):
-    """A resumed run is not the uninterrupted one."""
+    """A resumed run is not the uninterrupted one, or could not be resumed."""
 
 
 @dataclass
@@ -124,7 +124,7 @@ class Server:
         self._say({})
         told = place.folder / "told.json"
         if code not in (0, -signal.SIGKILL):
-            raise RuntimeError(f"an attempt at {place.run} ended with {code}:\n{self.errors.read_text()[-3000:]}")
+            raise Different(f"an attempt at {place.run} ended with {code}:\n{self.errors.read_text()[-3000:]}")
         return Ended(code, json.loads(told.read_text(encoding="utf-8")) if code == 0 else {})
 
     def close(self) -> None:

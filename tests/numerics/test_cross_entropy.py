@@ -167,3 +167,11 @@ def test_rows_without_weight_divide_by_no_zero(kind):
 def test_an_unknown_normaliser_is_named():
     with pytest.raises(ValueError, match='"token", "example" or "sum", got "mean"'):
         normalisers("mean", [1.0])
+
+
+def test_entropy_that_is_not_wanted_is_zero_and_changes_no_logp():
+    hidden_ND, weight_VD = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)), torch.randn(7, 4, generator=torch.Generator().manual_seed(2))
+    target_N = torch.tensor([0, 6, 3, 3, 1])
+    with_it = token_logps(hidden_ND, target_N, lambda h: h @ weight_VD.T, chunk=2)
+    without = token_logps(hidden_ND, target_N, lambda h: h @ weight_VD.T, chunk=2, entropy=False)
+    assert torch.equal(with_it.logp_N, without.logp_N) and (with_it.entropy_N > 0).all() and (without.entropy_N == 0).all()

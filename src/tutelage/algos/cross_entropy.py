@@ -16,15 +16,19 @@ from torch.utils.checkpoint import checkpoint
 
 class TokenLogps(NamedTuple):
     logp_N: Tensor  # nats, float32
-    entropy_N: Tensor  # nats, float32; carries a gradient only where asked
+    entropy_N: Tensor  # nats, float32; carries a gradient only where asked; 0 where not wanted
 
 
 def _logps(
-    hidden_ND: Tensor, target_N: Tensor, head: Callable[[Tensor], Tensor], temperature: float, entropy_grad: bool
+    hidden_ND: Tensor, target_N: Tensor, head: Callable[[Tensor], Tensor], temperature: float, entropy: bool, entropy_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    logits_NV = head(hidden_ND).float() / temperature
+    logits_NV = head(hidden_ND).float()
+    if temperature != 1.0:  # a pass over N x V numbers, saved where it changes nothing
+        logits_NV = logits_NV / temperature
     log_z_N = torch.logsumexp(logits_NV, dim=-1)
     logp_N = logits_NV.gather(1, target_N[:, None])[:, 0] - log_z_N
+    if not entropy:
+        return logp_N, torch.zeros_like(log_z_N)
     with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
         all_logps_NV = logits_NV - log_z_N[:, None]
         entropy_N = -(all_logps_NV.exp() * all_logps_NV).sum(-1)  # not log_z - E[logit]: that cancels digits away
@@ -38,12 +42,13 @@ def token_logps(
     *,
     temperature: float = 1.0,
     chunk: int = 256,
+    entropy: bool = True,
     entropy_grad: bool = False,
 ) -> TokenLogps:
-    """Log-probability of each target and entropy of each distribution, at `temperature` (C8), in chunks."""
+    """Log-probability of each target and (where wanted) entropy of each distribution, at `temperature` (C8), in chunks."""
     logps, entropies = [], []
     for start in range(0, hidden_ND.shape[0], chunk):
-        args = (hidden_ND[start:start + chunk], target_N[start:start + chunk], head, temperature, entropy_grad)
+        args = (hidden_ND[start:start + chunk], target_N[start:start + chunk], head, temperature, entropy, entropy_grad)
         if torch.is_grad_enabled() and hidden_ND.shape[0] > chunk:  # one chunk alone is no larger kept than made twice
             logp_N, entropy_N = checkpoint(_logps, *args, use_reentrant=False)
         else:

@@ -30,11 +30,13 @@ class Networks(nn.Module):
         self._reference = (reference.requires_grad_(False).eval(),) if reference is not None else ()
         self.chunk = chunk
 
-    def forward(self, token_BT: Tensor, acted_BT: Tensor, *, temperature: float, entropy_grad: bool = False) -> Forward:
+    def forward(self, token_BT: Tensor, acted_BT: Tensor, *, temperature: float, entropy: bool = True,
+                entropy_grad: bool = False) -> Forward:
         """Log-probability, entropy and value of every acted token; see training/batch.py for the columns."""
         decoder, head = _parts(self.policy)
         shared = self.value_trunk is None
-        out = forward(decoder, head, token_BT, acted_BT, temperature=temperature, chunk=self.chunk, entropy_grad=entropy_grad,
+        out = forward(decoder, head, token_BT, acted_BT, temperature=temperature, chunk=self.chunk, entropy=entropy,
+                      entropy_grad=entropy_grad,
                       value_head=self.value_head if shared else None)
         if shared:
             return out
@@ -47,7 +49,8 @@ class Networks(nn.Module):
         model = self._reference[0] if self._reference else self.policy
         decoder, head = _parts(model)
         with nullcontext() if self._reference else adapter_off(model):
-            return forward(decoder, head, token_BT, acted_BT, temperature=temperature, chunk=self.chunk).logp_BT
+            return forward(decoder, head, token_BT, acted_BT, temperature=temperature, chunk=self.chunk,
+                           entropy=False).logp_BT
 
 
 def _parts(model: nn.Module) -> tuple[Callable[..., Any], Callable[[Tensor], Tensor]]:

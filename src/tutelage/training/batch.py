@@ -31,7 +31,7 @@ class Forward(NamedTuple):
     """What the networks say of each acted token; 0 where not acted."""
 
     logp_BT: Tensor  # float32 nats, at the given temperature
-    entropy_BT: Tensor  # float32 nats
+    entropy_BT: Tensor  # float32 nats; 0 where not wanted
     value_BT: Tensor | None  # float32, on the reward's scale
 
 
@@ -64,6 +64,7 @@ def forward(
     temperature: float = 1.0,
     value_head: Callable[[Tensor], Tensor] | None = None,
     chunk: int = 256,
+    entropy: bool = True,
     entropy_grad: bool = False,
 ) -> Forward:
     """Log-probability, entropy and value of every acted token in one pass; logits exist for acted tokens only, in chunks.
@@ -74,7 +75,7 @@ def forward(
     hidden_BTD = hidden_states(decoder, token_BT)
     before_ND = hidden_BTD[:, :-1][acted_BT[:, 1:]]  # the one shift
     logp_N, entropy_N = token_logps(before_ND, token_BT[acted_BT], head, temperature=temperature, chunk=chunk,
-                                   entropy_grad=entropy_grad)
+                                   entropy=entropy, entropy_grad=entropy_grad)
     value_BT = None if value_head is None else spread(value_head(before_ND), acted_BT)
     return Forward(spread(logp_N, acted_BT), spread(entropy_N, acted_BT), value_BT)
 

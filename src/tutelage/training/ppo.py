@@ -204,7 +204,8 @@ def _loss(networks: Networks, rollouts: Rollouts, signal: RewardSignal, rows: li
     width = max(rollouts.lengths()[i] for i in rows)
     cut = lambda x_BT: x_BT[rows, :width]
     acted_BT = cut(rollouts.acted_BT)
-    new = networks.forward(cut(rollouts.token_BT), acted_BT, temperature=config.temperature, entropy_grad=config.entropy_coef > 0)
+    new = networks.forward(cut(rollouts.token_BT), acted_BT, temperature=config.temperature,
+                           entropy=config.entropy_coef > 0, entropy_grad=config.entropy_coef > 0)
     policy = clipped_policy_loss(new.logp_BT, cut(rollouts.logp_BT), cut(signal.advantage_BT), acted_BT,
                                  clip=config.clip, dual_clip=config.dual_clip)
     value = clipped_value_loss(new.value_BT, cut(rollouts.value_BT), cut(signal.return_BT), acted_BT, clip=config.value_clip)

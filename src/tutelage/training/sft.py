@@ -69,7 +69,7 @@ class SFTTask:
         divide_by = normalisers(normaliser, [sum(row.weights[1:]) for row in rows])
         for group in micro_batches([len(row.token_ids) for row in rows], token_budget=self.config.loop.token_budget):
             batch = collate([rows[i] for i in group], device=self.device)
-            out = forward(self.decoder, self.head, batch.token_BT, batch.acted_BT, chunk=self.config.chunk)
+            out = forward(self.decoder, self.head, batch.token_BT, batch.acted_BT, chunk=self.config.chunk, entropy=False)
             nll_BT = -out.logp_BT * batch.weight_BT
             divide_B = torch.tensor([divide_by[i] for i in group], device=self.device)
             yield Micro((nll_BT.sum(1) / divide_B).sum(), {
