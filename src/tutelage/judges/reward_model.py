@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tutelage.core.protocols import Progress, silent
 from tutelage.core.words import Judgement, Prompt, Response
 from tutelage.models.heads import RewardModel, load_reward
 from tutelage.text.mask import answer_row
@@ -24,10 +25,10 @@ class RewardJudge:
     """
 
     def __init__(self, network: RewardModel, tokenizer: Any, *, id: str, max_tokens: int = 512, token_budget: int = 4096,
-                 bias: float = 0.0, gain: float = 1.0):
+                 bias: float = 0.0, gain: float = 1.0, progress: Progress = silent):
         self.network, self.tokenizer, self.id = network, tokenizer, id
         self.max_tokens, self.token_budget = max_tokens, token_budget
-        self.bias, self.gain = bias, gain
+        self.bias, self.gain, self.progress = bias, gain, progress
 
     @classmethod
     def load(cls, path: str | Path, *, id: str = "", dtype: str = "auto", device: str = "auto", **more: Any) -> "RewardJudge":
@@ -41,10 +42,13 @@ class RewardJudge:
         rows = [answer_row(self.tokenizer, prompt, text, max_tokens=self.max_tokens).token_ids for prompt, text in items]
         out = [0.0] * len(rows)
         device = next(self.network.parameters()).device
+        done = 0
         for group in micro_batches([len(row) for row in rows], token_budget=self.token_budget):
             token_BT, real_BT = _pad([rows[i] for i in group])
             for i, score in zip(group, self.network(token_BT.to(device), real_BT.to(device)).tolist(), strict=True):
                 out[i] = (score - self.bias) * self.gain
+            done += len(group)
+            self.progress("judge", done, len(rows))
         return out
 
     def judge(self, items: Sequence[tuple[Prompt, Sequence[Response]]]) -> list[Judgement]:

@@ -144,7 +144,7 @@ def demo(
         responses = {name: evaluate(config, data, name, path, folder, progress=_named(progress, f"answers of {name}"))
                      for name, path in policies.items()}
         collect()
-        made = judge_models(config, data, responses, paths, simulated)
+        made = judge_models(config, data, responses, paths, simulated, progress=progress)
     with clock("report"):
         report = assemble(config, data, responses, made, folder, clock.seconds)
         path = write_report(report, folder, lang=lang)
@@ -270,14 +270,15 @@ class Made(NamedTuple):
 
 
 def judge_models(config: DemoConfig, data: Starter, responses: dict[str, list[Response]], paths: dict[str, Path],
-                 simulated: Sequence[Judgement]) -> Made:
+                 simulated: Sequence[Judgement], *, progress: Progress = silent) -> Made:
     """Win rates by the judge that training never saw, and both reward models audited on the half they did not see."""
     device, dtype = config.reward.device, config.reward.dtype
-    teacher = RewardJudge.load(paths["reward"], id="reward:teacher", dtype=dtype, device=device)
+    teacher = RewardJudge.load(paths["reward"], id="reward:teacher", dtype=dtype, device=device,
+                               progress=_named(progress, "audit of the reward model"))
     card = audit_reward(teacher, data.pairs_judge, judgements=simulated)
     del teacher
     collect()
-    judge = RewardJudge.load(paths["judge"], id="reward:judge", dtype=dtype, device=device)
+    judge = RewardJudge.load(paths["judge"], id="reward:judge", dtype=dtype, device=device, progress=_named(progress, "judging"))
     judge_card = audit_reward(judge, data.pairs_teacher)
     by_judge = Remembered(judge)
     pairs = (("sft", "base"), ("ppo", "sft"), ("ppo", "base"))
