@@ -32,8 +32,9 @@ from tutelage.store.runs import CLOCK_FIELDS
 
 KINDS = ("sft", "reward", "ppo")
 MOST_KILLS = 6  # of one run
-LANDED = 0.3  # share of the kills that must hit a checkpoint write; below a little more than that, all kills are aimed
+LANDED = 0.3  # share of the kills that must hit a checkpoint write; below half as much again, all kills are aimed
 AIMED = 0.2  # share of the kills that are aimed at one all the same
+MOST_IDLE = 40  # runs in a row that come to their end before their kill: no kill can be placed then
 WORKER = Path(__file__).with_name("worker.py")
 
 
@@ -339,10 +340,16 @@ class Tally:
     by_kind: Counter = field(default_factory=Counter)
     landed: Counter = field(default_factory=Counter)
     runs: int = 0
+    idle: int = 0  # runs since the last kill
 
     @property
     def kills(self) -> int:
         return sum(self.by_kind.values())
+
+    def wants_a_write(self, random_: random.Random) -> bool:
+        """Whether to aim the next kill at a checkpoint write: not when nothing has come of that for some runs."""
+        behind = self.landed["checkpoint"] < 1.5 * LANDED * (self.kills + 1)
+        return self.idle < 6 and (behind or random_.random() < AIMED)
 
     def line(self, kinds: tuple[str, ...]) -> str:
         kinds_said = ", ".join(f"{kind} {self.by_kind[kind]}" for kind in kinds)
@@ -359,15 +366,15 @@ def storm(folder: Path, *, kills: int, seed: int, kinds: tuple[str, ...] = KINDS
         if killed is None:
             killed = stack.enter_context(serving(folder, hash_seed=2))
         if references is None:
-            undisturbed = stack.enter_context(serving(folder, hash_seed=1))
-            references = {kind: make_reference(undisturbed, Place(kind, folder / f"reference-{kind}")) for kind in kinds}
+            with serving(folder, hash_seed=1) as undisturbed:
+                references = {kind: make_reference(undisturbed, Place(kind, folder / f"reference-{kind}")) for kind in kinds}
         for reference in references.values():
             say(f"reference {reference.place.kind}: {reference.steps} steps, {reference.seconds:.2f} s, "
                 f"a checkpoint in {1000 * reference.write:.0f} ms")
         per_run = max(1, min(MOST_KILLS, kills // len(kinds)))
         number = 0
         while tally.kills < kills:
-            kind = kinds[number % len(kinds)]
+            kind = min(kinds, key=lambda each: tally.by_kind[each])
             place = Place(kind, folder / f"{number:04d}-{kind}")
             most = random_.randint(1, per_run) if kills > 2 * per_run * len(kinds) else per_run
             story = _one_run(killed, place, references[kind], random_, most=most, tally=tally, fault=fault)
@@ -378,7 +385,10 @@ def storm(folder: Path, *, kills: int, seed: int, kinds: tuple[str, ...] = KINDS
                 raise Different("\n  ".join([title, *found[:12]]))
             shutil.rmtree(place.folder)
             tally.runs += 1
+            tally.idle += 1
             number += 1
+            if tally.idle > MOST_IDLE:
+                raise Different(f"{MOST_IDLE} runs in a row ended before their kill; {tally.kills} of {kills} kills were placed")
     return tally
 
 
@@ -391,12 +401,13 @@ def _one_run(
         kill_at, aimed, done = None, False, place.newest_step()
         if len(story) < most and tally.kills < tally.wanted:
             kill_at = random_.uniform(0, reference.left(done))
-            aimed = random_.random() < AIMED or tally.landed["checkpoint"] < (LANDED + 0.05) * (tally.kills + 1)
+            aimed = tally.wants_a_write(random_)
         wait = random_.choice((0.0, random_.uniform(0, 0.001), random_.uniform(0, reference.write))) if aimed else 0.0
         ended = attempt(server, place, kill_at=kill_at, aimed=aimed, wait=wait, fault=fault if story else "")
         if ended.killed:
             tally.by_kind[place.kind] += 1
             tally.landed[ended.landed] += 1
+            tally.idle = 0
             story.append(f"{ended.seconds:.2f} s{' in a ' + ended.landed if ended.landed else ''}")
         elif ended.done:
             reference.learn(done, ended.seconds)
