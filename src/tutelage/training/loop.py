@@ -173,8 +173,6 @@ def _evaluate(run: Run, task: Task, module: nn.Module, optimizer: Optimizer, fac
             commit_folder(run.folder / "best", lambda folder: save_tensors(tensors, folder / "weights.safetensors"))
         else:
             facts["bad"] += 1
-    else:
-        facts["best"] = facts["best"] or {}
 
 
 def _load_best(run: Run, optimizer: Optimizer) -> None:

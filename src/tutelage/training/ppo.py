@@ -178,14 +178,14 @@ def place_scores(score_B: Tensor, acted_BT: Tensor) -> Tensor:
 def improve(state: TrainState, rollouts: Rollouts, signal: RewardSignal, config: PPOConfig) -> Counter:
     """Epochs of clipped updates on frozen rollouts; holds the only `backward` of this file.  Returns sums over updates."""
     sums: Counter = Counter()
-    count = len(rollouts.token_BT)
+    count, lengths = len(rollouts.token_BT), rollouts.lengths()
     state.networks.train()
     for epoch in range(config.epochs):
         generator = torch.Generator().manual_seed(_mix(config.seed, state.step, epoch))
         order = torch.randperm(count, generator=generator).tolist()
         for at in (order[start::config.minibatches] for start in range(config.minibatches)):
             acted = float(rollouts.acted_BT[at].sum())
-            for group in micro_batches([rollouts.lengths()[i] for i in at], token_budget=config.token_budget):
+            for group in micro_batches([lengths[i] for i in at], token_budget=config.token_budget):
                 loss, facts = _loss(state.networks, rollouts, signal, [at[i] for i in group], config)
                 (loss / acted).backward()
                 sums.update(facts)
@@ -201,7 +201,8 @@ def improve(state: TrainState, rollouts: Rollouts, signal: RewardSignal, config:
 
 def _loss(networks: Networks, rollouts: Rollouts, signal: RewardSignal, rows: list[int], config: PPOConfig) -> tuple[Tensor, dict]:
     """Summed policy, value and entropy losses of some rows (the caller divides), and sums to log."""
-    width = max(rollouts.lengths()[i] for i in rows)
+    lengths = rollouts.lengths()
+    width = max(lengths[i] for i in rows)
     cut = lambda x_BT: x_BT[rows, :width]
     acted_BT = cut(rollouts.acted_BT)
     new = networks.forward(cut(rollouts.token_BT), acted_BT, temperature=config.temperature,
