@@ -31,6 +31,11 @@ def mislisted(generated: Iterable[Any]) -> list[str]:
 
 
 EQUIVALENT: list[Equivalent] = [
+    Equivalent("algos/cross_entropy.py", "", "constant",
+        "ROWS_IN_CACHE = 32  # x a vocabulary of 49,152 x 4 bytes = 6 MB", "ROWS_IN_CACHE = 33  # x a vocabulary of 49,152 x 4 bytes = 6 MB",
+        "How many rows are worked on at a time: each row's numbers come from that row alone."),
+    Equivalent("algos/cross_entropy.py", "_matrix", "sign", "graded = torch.is_grad_enabled()", "graded = -(torch.is_grad_enabled())",
+        "Read as a condition only: -True is -1, which is true, and -False is 0, which is false."),
     Equivalent("algos/groups.py", "group_mean", "axis", "return same_BB @ score_B / same_BB.sum(1)", "return same_BB @ score_B / same_BB.sum(0)",
         "`same_BB` is symmetric: its row sums are its column sums."),
     Equivalent("algos/groups.py", "group_std", "axis", "count_B = same_BB.sum(1)", "count_B = same_BB.sum(0)",

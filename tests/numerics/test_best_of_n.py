@@ -116,6 +116,12 @@ def test_expected_best_of_1_is_the_mean_and_of_all_the_best():
     assert expected_best(torch.randn(1, 2000), 64).isfinite().all()  # binomials far beyond what a float holds
 
 
+def test_of_answers_that_score_alike_the_later_one_counts_as_better():
+    """A rule, so that the figure is the same on every machine."""
+    worth = torch.arange(5000.0)[None]
+    assert expected_best(torch.zeros(1, 5000), 5000, worth_GN=worth).item() == 4999
+
+
 def test_expected_best_of_more_than_there_are_is_refused():
     with pytest.raises(ValueError, match="k must be from 1 to the 3 samples of a prompt; got 4"):
         expected_best(torch.zeros(1, 3), 4)

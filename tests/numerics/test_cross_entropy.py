@@ -12,10 +12,12 @@ N, D, V = 23, 8, 61
 CLOSE = {"rtol": 2e-6, "atol": 2e-6}
 
 
-def problem(seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.nn.Linear]:
+def problem(
+    seed: int = 0, dtype: torch.dtype = torch.float64, positions: int = N
+) -> tuple[torch.Tensor, torch.Tensor, torch.nn.Linear]:
     rng = torch.Generator().manual_seed(seed)
-    hidden_ND = torch.randn(N, D, generator=rng, dtype=dtype, requires_grad=True)
-    target_N = torch.randint(0, V, (N,), generator=rng)
+    hidden_ND = torch.randn(positions, D, generator=rng, dtype=dtype, requires_grad=True)
+    target_N = torch.randint(0, V, (positions,), generator=rng)
     head = torch.nn.Linear(D, V, dtype=dtype)
     with torch.no_grad():
         head.weight.copy_(torch.randn(V, D, generator=rng, dtype=dtype))
@@ -267,3 +269,23 @@ def test_the_shorter_way_makes_the_logits_once_and_is_left_where_the_matrix_lear
     learning = head.weight.detach().clone().requires_grad_()
     token_logps(hidden, target, Counting(learning, trained=True), chunk=4).logp_N.sum().backward()
     assert Counting.calls > 0 and learning.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("positions, chunk", [(65, 1000), (67, 33), (23, 11)])  # 2 x 32 rows in the cache and 1; 33 x 2 and 1
+def test_the_shorter_way_leaves_no_position_out_however_they_fall_into_chunks(positions, chunk):
+    hidden, target, head = problem(seed=7, dtype=torch.float32, positions=positions)
+    head = OneMatrix(head.weight.detach())
+    out = token_logps(hidden, target, head, chunk=chunk)
+    (got,) = torch.autograd.grad(out.logp_N.sum(), [hidden])
+    whole = torch.distributions.Categorical(logits=hidden @ head.weight_VD.T)
+    (wanted,) = torch.autograd.grad(whole.log_prob(target).sum(), [hidden])
+    torch.testing.assert_close(out.logp_N, whole.log_prob(target).detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out.entropy_N, whole.entropy().detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_whole_logits_never_exist_on_the_shorter_way_either():
+    hidden, target, head = problem(dtype=torch.float32)
+    with Largest() as largest:
+        token_logps(hidden, target, OneMatrix(head.weight.detach()), chunk=4).logp_N.sum().backward()
+    assert largest.rows == 4

@@ -51,7 +51,7 @@ def best_and_worst(score_B: Tensor, group_B: Tensor) -> Picked:
     """A pair a prompt: its best and its worst answer; none where all are equal, since nothing was preferred."""
     rank_B = rank_in_group(score_B, group_B)
     last_B = group_size(group_B) - 1
-    order_B = torch.argsort(group_B, stable=True)  # both lists in the order of the groups
+    order_B = torch.argsort(group_B)  # both lists in the order of the groups; each has one answer of a group
     chosen_G, rejected_G = (order_B[mask_B[order_B]] for mask_B in (rank_B == 0, rank_B == last_B))
     differ_G = score_B[chosen_G] > score_B[rejected_G]
     return Picked(chosen_G[differ_G], rejected_G[differ_G])
