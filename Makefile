@@ -10,7 +10,7 @@ DEMO ?= demo
 LANGUAGE ?= en
 N ?= 200
 
-.PHONY: install demo demo-seeds seeds comparison test test-all test-kill mutants lint sizes clean
+.PHONY: install demo demo-seeds seeds comparison test test-all test-kill test-peers mutants lint sizes clean
 
 install: $(VENV)/.installed
 
@@ -51,6 +51,11 @@ test-all: install
 
 test-kill: install
 	@$(BIN)/python tests/kill/storm.py --kills $(N)
+
+# beside TRL's losses and Stable-Baselines3's A2C
+test-peers: install
+	@$(BIN)/python -m pip install --quiet -e '.[test,peers]'
+	@$(BIN)/python -m pytest -m peers tests/numerics
 
 mutants: install
 	@$(BIN)/python tests/numerics/mutants.py

@@ -51,9 +51,20 @@ def given() -> tuple[Pairs, dict[str, torch.Tensor], torch.Tensor]:
     return pairs, batch, logits
 
 
+def given_model(*, input_ids: torch.Tensor, labels: torch.Tensor | None = None, **_) -> SimpleNamespace:
+    """What TRL reads of a model's answer: logits, and since 1.16 what its own LM head makes of them (0 where no label stands)."""
+    logits = given()[2]
+    if labels is None:
+        return SimpleNamespace(logits=logits)
+    logp, labels = logits[:, :-1].log_softmax(-1), labels[:, 1:]
+    picked = logp.gather(2, labels.clamp(min=0)[..., None])[..., 0]
+    return SimpleNamespace(log_probs=torch.where(labels >= 0, picked, 0.0), entropy=-(logp.exp() * logp).sum(-1),
+                           mean_logits=logits[:, :-1].mean(-1), is_top1=logp.argmax(-1) == labels, aux_loss=None)
+
+
 def trl_dpo(loss_type: str, *, beta: float, label_smoothing: float = 0.0) -> float:
     """The mean loss that TRL's DPOTrainer makes of the batch."""
-    pairs, batch, logits = given()
+    pairs, batch, _ = given()
     peer = trainer("DPOTrainer")
     me = MagicMock()
     me.configure_mock(beta=beta, label_smoothing=label_smoothing, loss_type=loss_type, loss_types=[loss_type], ld_alpha=None,
@@ -66,8 +77,7 @@ def trl_dpo(loss_type: str, *, beta: float, label_smoothing: float = 0.0) -> flo
         scale = (pairs.chosen_count_P, pairs.rejected_count_P) if loss_type == "ipo" else (1.0, 1.0)
         return float(peer.dpo_loss(me, pairs.chosen_logp_P / scale[0], pairs.rejected_logp_P / scale[1],
                                    pairs.chosen_ref_logp_P / scale[0], pairs.rejected_ref_logp_P / scale[1])[0].mean())
-    model = lambda **_: SimpleNamespace(logits=logits.clone())
-    return float(peer._compute_loss(me, model, batch, False))
+    return float(peer._compute_loss(me, given_model, batch, False))
 
 
 @pytest.mark.parametrize(
@@ -84,18 +94,30 @@ def test_dpo_and_its_kin_are_trls(loss_type, share, ours):
 
 
 def test_kto_is_trls():
-    peer, rng = trainer("KTOTrainer"), torch.Generator().manual_seed(1)
-    good, good_ref, bad, bad_ref, strange, strange_ref = (-5 * torch.rand(4, generator=rng) - 1 for _ in range(6))
-    accelerator = SimpleNamespace(gather_for_metrics=lambda x: x, device="cpu")
-    me = SimpleNamespace(loss_type="kto", beta=0.4, desirable_weight=1.3, undesirable_weight=0.7, calculate_KL=True,
-                         accelerator=accelerator)
-    losses, good_reward, bad_reward, kl = peer.kto_loss(me, good, bad, strange, good_ref, bad_ref, strange_ref)[:4]
-    z = reference_point(strange, strange_ref)
-    out = kto_loss(torch.cat([good, bad]), torch.cat([good_ref, bad_ref]), torch.tensor([True] * 4 + [False] * 4), z=z,
-                   beta=0.4, desirable_weight=1.3, undesirable_weight=0.7)
-    torch.testing.assert_close(z, kl.reshape(()), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(out.loss_N, losses, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(out.reward_N, torch.cat([good_reward, bad_reward]), rtol=1e-5, atol=1e-6)
+    """Rows of the batch: four good ones, then four bad ones; the strange pairs of the reference point are the rows shifted by one."""
+    pairs, batch, _ = given()
+    logp, ref = torch.cat([pairs.chosen_logp_P, pairs.rejected_logp_P]), torch.cat([pairs.chosen_ref_logp_P, pairs.rejected_ref_logp_P])
+    good = torch.tensor([True] * 4 + [False] * 4)
+    strange = {"KL_input_ids": batch["input_ids"], "KL_attention_mask": batch["attention_mask"],
+               "KL_completion_mask": batch["completion_mask"]}
+    strange_ref = logp - torch.linspace(-1.0, 2.0, 8)  # so that the reference point is 0.5 and not cut off at 0
+    me = MagicMock()
+    me.configure_mock(loss_type="kto", beta=0.4, desirable_weight=1.3, undesirable_weight=0.7, calculate_KL=True,
+                      precompute_ref_logps=True, aux_loss_enabled=False, _tp_size=1, _total_train_tokens=0,
+                      _metrics=defaultdict(lambda: defaultdict(list)))
+    me.accelerator.device, me.accelerator.gather_for_metrics = torch.device("cpu"), lambda x: x
+    peer = trainer("KTOTrainer")
+    me._compute_kl_logps = lambda model, rows: peer._compute_kl_logps(me, model, rows)
+    rows = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "completion_mask": batch["completion_mask"],
+            "label": good, "ref_logps": ref, "ref_KL_logps": strange_ref, **strange}
+    wanted = peer._compute_loss(me, given_model, rows, False)
+    z = reference_point(logp, strange_ref)
+    out = kto_loss(logp, ref, good, z=z, beta=0.4, desirable_weight=1.3, undesirable_weight=0.7)
+    (theirs,) = me._metrics.values()
+    assert z.item() == pytest.approx(0.5) and theirs["kl"] == pytest.approx([0.5], rel=1e-5)
+    assert out.loss_N.mean().item() == pytest.approx(float(wanted), rel=1e-5)
+    assert out.reward_N[:4].mean().item() == pytest.approx(theirs["rewards/chosen"][0], rel=1e-5)
+    assert out.reward_N[4:].mean().item() == pytest.approx(theirs["rewards/rejected"][0], rel=1e-5)
 
 
 def test_orpos_ranking_is_trls():
