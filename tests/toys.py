@@ -4,7 +4,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from tutelage.core.words import Example, Message, Prompt, Response, Sampling
+from tutelage.core.words import Example, Judgement, Message, Prompt, Response, Sampling
 from tutelage.models.load import load
 from tutelage.rollout.local import LocalEngine
 from tutelage.training.loop import LoopConfig
@@ -24,6 +24,13 @@ def ask(question: str) -> Prompt:
 
 def reply(prompt: Prompt, text: str, *, index: int = 0) -> Response:
     return Response(prompt_id=prompt.id, text=text, index=index)
+
+
+def remainders(judgement: Judgement) -> tuple[float, ...]:
+    """What the spans of each response leave of its value."""
+    earned = {response: sum(span.value for span in judgement.spans if span.response == response)
+              for response in judgement.responses}
+    return tuple(value - earned[response] for response, value in zip(judgement.responses, judgement.values, strict=True))
 
 
 def greedy(model: str | Path, prompts: Sequence[Prompt], *, max_tokens: int = 24) -> list[str]:

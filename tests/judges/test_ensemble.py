@@ -3,12 +3,13 @@
 import statistics
 
 import pytest
+from toys import remainders
 
 from tutelage.core.errors import UserError
 from tutelage.core.words import Judgement, Message, Prompt, Response
 from tutelage.judges.ensemble import NormalisedSum, WeightedSum, scale_of, scaled_by
 from tutelage.judges.rules import FunctionJudge
-from tutelage.judges.spans import SpanJudge, remainders
+from tutelage.judges.spans import SpanJudge
 
 PROMPTS = [Prompt(messages=(Message(role="user", text=text),)) for text in ("a", "b")]
 ITEMS = [

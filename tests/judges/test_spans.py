@@ -3,11 +3,12 @@
 import math
 
 import pytest
+from toys import remainders
 
 from tutelage.core.errors import UserError
 from tutelage.core.words import Judgement, Message, Prompt, Response, Span
 from tutelage.judges.rules import repeated_share
-from tutelage.judges.spans import RepetitionSpans, SpanJudge, StepJudge, remainders, sentences_of, steps_of
+from tutelage.judges.spans import RepetitionSpans, SpanJudge, StepJudge, sentences_of, steps_of
 
 PROMPT = Prompt(messages=(Message(role="user", text="Count."),))
 
@@ -110,11 +111,3 @@ def test_a_repetition_is_fined_where_it_ends():
     text = "go on, Go on now"
     spans = RepetitionSpans(n=2).spans(text)  # grams: go on | on go | go on (again) | on now
     assert [(text[start:end], value) for start, end, value, _ in spans] == [("Go on", -0.25)]
-
-
-def test_a_span_of_a_stranger_is_refused():
-    stray = Judgement(
-        judge="x", kind="spans", responses=("a",), values=(0.0,), spans=(Span(response="b", start=0, end=1, label=""),)
-    )
-    with pytest.raises(UserError, match="gave a span for response b, which is none of its judgement"):
-        remainders(stray)

@@ -160,7 +160,7 @@ def test_credit_of_dense_rewards_by_hand(module):
     dense_BT = span_rewards(TOKENIZER, [one], [judgement], rollouts_by_hand().acted_BT)
     config = replace(CONFIG, lam=0.5) if module is ppo else a2c.A2CConfig(**HERE, **SMALL, lam=0.5)
     signal = module.credit(rollouts_by_hand(dense_BT=dense_BT), [judgement], config, beta=0.0)
-    assert signal.reward_BT[0].tolist() == [0, 0, 0, 2.0, 0, 1.0, 0] and signal.score_B.tolist() == [1.0]
+    assert signal.reward_BT[0].tolist() == [0, 0, 0, 2.0, 0, 1.0, 0] and signal.score_B.tolist() == [3.0]
     a_3 = 1.0 - 0.4
     a_2 = 0.0 + 0.4 - 0.3 + 0.5 * a_3
     a_1 = 2.0 + 0.3 - 0.2 + 0.5 * a_2
@@ -173,7 +173,41 @@ def test_without_credit_for_tokens_an_answer_is_worth_its_whole_value():
     one = sampled("abc")
     judgement = Judgement(judge="rule:hand", kind="rating", responses=(one.id,), values=(3.0,), spans=(span(one, 0, 2, 2.0),))
     assert ppo.credit(rollouts_by_hand(), [judgement], CONFIG, beta=0.0).score_B.tolist() == [3.0]
-    assert not token_rewards(rollouts_by_hand()).any()
+    assert token_rewards(torch.tensor([3.0]), rollouts_by_hand())[0].tolist() == [0, 0, 0, 0, 0, 3.0, 0]
+
+
+@pytest.mark.parametrize("module", [ppo, a2c], ids=["ppo", "a2c"])
+@pytest.mark.parametrize("changes, worth", [
+    ({"score_clip": 1.0}, 1.0),  # of the whole value, which is 3
+    ({"length_penalty": 0.25}, 2.0),  # four tokens
+    ({"missing_eos": -1.0, "cut": True}, -1.0),
+    ({"missing_eos": None, "cut": True}, 3.0),
+])
+def test_whatever_its_spans_earn_an_answer_is_paid_its_score(module, changes, worth):
+    """The span keeps its 2 at its token; what is left of the score stands at the end."""
+    one = sampled("abc")
+    judgement = Judgement(judge="rule:hand", kind="rating", responses=(one.id,), values=(3.0,), spans=(span(one, 0, 2, 2.0),))
+    dense_BT = span_rewards(TOKENIZER, [one], [judgement], rollouts_by_hand().acted_BT)
+    changes = dict(changes)
+    rollouts = rollouts_by_hand(dense_BT=dense_BT, stopped_B=torch.tensor([not changes.pop("cut", False)]))
+    config = replace(CONFIG if module is ppo else a2c.A2CConfig(**HERE, **SMALL), **changes)
+    signal = module.credit(rollouts, [judgement], config, beta=0.0)
+    assert signal.reward_BT[0].tolist() == [0, 0, 0, 2.0, 0, worth - 2.0, 0] and signal.score_B.tolist() == [worth]
+
+
+def test_after_normalisation_too_an_answer_that_never_ends_earns_less_than_one_that_does():
+    """Steps of +1 where the mean answer has five of them: the mean taken off a whole answer is not lost on one cut off."""
+    whole, cut = sampled("1\n2\n3\n4\n5"), sampled("1\n2\n3\n4\n5", index=1)
+    judge = ScaledJudge(StepJudge(lambda prompts, steps: [[1.0] * len(each) for each in steps]), bias=5.0, gain=1.0)
+    responses = [whole, cut]
+    judgements = judge.judge([(PROMPTS[0], responses)])
+    acted_BT = acted_of(*responses)
+    zeros_BT, dense_BT = torch.zeros(acted_BT.shape), span_rewards(TOKENIZER, responses, judgements, acted_BT)
+    rollouts = rollouts_by_hand(token_BT=zeros_BT.long(), real_BT=acted_BT, acted_BT=acted_BT, sampler_logp_BT=zeros_BT,
+                                logp_BT=zeros_BT, ref_logp_BT=zeros_BT, value_BT=zeros_BT, entropy_BT=zeros_BT,
+                                group_B=torch.tensor([0, 0]), stopped_B=torch.tensor([True, False]), dense_BT=dense_BT)
+    signal = ppo.credit(rollouts, judgements, CONFIG, beta=0.0)
+    assert dense_BT.sum(1).tolist() == [5.0, 5.0] and signal.reward_BT.sum(1).tolist() == [0.0, -1.0]
 
 
 def test_a_penalty_for_every_token_above_the_target():

@@ -12,7 +12,8 @@ from tutelage.models.load import load
 from tutelage.training.batch import Rollouts
 from tutelage.training.networks import LoraConfig, load_trainable
 from tutelage.training.optim import OptimConfig
-from tutelage.training.ppo import PPOConfig, credit, improve, leave_one_out, place_scores, step
+from tutelage.training.on_policy import place_scores
+from tutelage.training.ppo import PPOConfig, credit, improve, leave_one_out, step
 from tutelage.training.rl import ScaledJudge, begin_state, rl
 from tutelage.training.rollouts import answer, judge_all, score
 

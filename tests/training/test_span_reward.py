@@ -12,7 +12,6 @@ from tutelage.core.errors import UserError
 from tutelage.core.words import Response, Span
 from tutelage.data.spans import Spanned, read_spans, spanned
 from tutelage.judges.span_model import SpanModelJudge, marked, token_logits
-from tutelage.judges.spans import remainders
 from tutelage.models.tiny import byte_tokenizer
 from tutelage.text.chat import render_prompt
 from tutelage.text.mask import answer_row
@@ -111,7 +110,7 @@ def test_a_judge_reads_one_minus_twice_the_probability_of_an_error():
             assert (span.response, span.start, span.end) == (f"r{row}", start, end)
             assert span.value == pytest.approx(p[place, 0].item() - p[place, 1:].sum().item(), abs=1e-5)
             at += 1
-    assert at == len(found.spans) == 6 and remainders(found) == pytest.approx((0.0, 0.0, 0.0))
+    assert at == len(found.spans) == 6 and toys.remainders(found) == pytest.approx((0.0, 0.0, 0.0))
 
 
 def test_a_run_leaves_a_reward_that_rl_knows(tmp_path):

@@ -20,16 +20,6 @@ StepFn = Callable[[list[Prompt], list[list[str]]], Sequence[Sequence[float]]]
 _SENTENCE_END = re.compile(r"[.!?]+[\"')\]]*(?=\s|$)|[。！？]+[”’）]*|\n+")
 
 
-def remainders(judgement: Judgement) -> tuple[float, ...]:
-    """The part of each response's value that none of its spans earned: its value minus the sum over its spans."""
-    of_spans = dict.fromkeys(judgement.responses, 0.0)
-    for span in judgement.spans:
-        if span.response not in of_spans:
-            raise UserError(f"{judgement.judge} gave a span for response {span.response}, which is none of its judgement")
-        of_spans[span.response] += span.value
-    return tuple(value - of_spans[response] for response, value in zip(judgement.responses, judgement.values, strict=True))
-
-
 def steps_of(text: str, mark: str = "\n") -> list[tuple[int, int]]:
     """(start, end) of the steps of a text, each up to and including its mark; a blank one belongs to the step before it.
 

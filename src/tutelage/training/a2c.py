@@ -26,7 +26,7 @@ from tutelage.algos.ppo import clipped_value_loss
 from tutelage.core.words import Judgement, Prompt
 from tutelage.training.batch import Forward, Rollouts
 from tutelage.training.dense import token_rewards
-from tutelage.training.on_policy import Part, RewardSignal, RLConfig, Stats, TrainState, place_scores, report, scores_of
+from tutelage.training.on_policy import Part, RewardSignal, RLConfig, Stats, TrainState, report, scores_of
 from tutelage.training.on_policy import improve as improve_with
 from tutelage.training.optim import OptimConfig
 from tutelage.training.rollouts import answer, judge_all, score
@@ -68,7 +68,7 @@ def credit(rollouts: Rollouts, judgements: Sequence[Judgement], config: A2CConfi
     """Scores and KL become token rewards, token rewards become advantages and returns.  Pure."""
     score_B = scores_of(rollouts, judgements, config)
     kl_BT = k1(rollouts.logp_BT, rollouts.ref_logp_BT, rollouts.acted_BT)
-    reward_BT = place_scores(score_B, rollouts.acted_BT) + token_rewards(rollouts) - beta * kl_BT
+    reward_BT = token_rewards(score_B, rollouts) - beta * kl_BT
     out = gae(reward_BT, rollouts.value_BT, rollouts.acted_BT, gamma=config.gamma, lam=config.lam)
     advantage_BT = standardize(out.advantage_BT, rollouts.acted_BT) if config.normalise_advantage else out.advantage_BT
     return RewardSignal(score_B, kl_BT, reward_BT, advantage_BT, out.return_BT)

@@ -1,8 +1,10 @@
 """Rewards on parts of an answer as rewards on tokens.
 
-    reward_t = score at the last token  +  sum over spans j of value_j [t = last token that j covers]  -  beta kl_t
+    reward_t = rest of the score at the last token  +  sum over spans j of value_j [t = last token that j covers]  -  beta kl_t
 
-(Wu et al. 2023, https://arxiv.org/abs/2306.01693, eq. 1.)  B = responses, T = token positions.
+(Wu et al. 2023, https://arxiv.org/abs/2306.01693, eq. 1.)  The rest is what the spans leave of the score, so that an answer is
+paid its score however much of it stands elsewhere: a clipped score stays clipped, and an answer that never ended earns no more
+by its spans than `missing_eos` says.  B = responses, T = token positions.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,6 +18,7 @@ from tutelage.core.words import Judgement, Response, Span
 from tutelage.judges.spans import steps_of
 from tutelage.text.offsets import tokens_reaching
 from tutelage.training.batch import Rollouts
+from tutelage.training.on_policy import place_scores
 
 
 def span_rewards(tokenizer: Any, responses: Sequence[Response], judgements: Sequence[Judgement], acted_BT: Tensor) -> Tensor:
@@ -41,9 +44,11 @@ def step_rewards(
     return _placed(tokenizer, responses, spans, acted_BT)
 
 
-def token_rewards(rollouts: Rollouts) -> Tensor:
-    """What judges said of single tokens, [B, T]; 0 everywhere where they spoke of whole answers alone."""
-    return torch.zeros_like(rollouts.logp_BT) if rollouts.dense_BT is None else rollouts.dense_BT
+def token_rewards(score_B: Tensor, rollouts: Rollouts) -> Tensor:
+    """What each token earned, [B, T]: spans at their last tokens, the rest of the score at the last one.  Rows sum to score_B."""
+    if rollouts.dense_BT is None:
+        return place_scores(score_B, rollouts.acted_BT)
+    return place_scores(score_B - rollouts.dense_BT.sum(1), rollouts.acted_BT) + rollouts.dense_BT
 
 
 def _placed(tokenizer: Any, responses: Sequence[Response], spans: Iterable[tuple[Span, str]], acted_BT: Tensor) -> Tensor:

@@ -21,7 +21,6 @@ from tutelage.algos.kl import AdaptiveKL
 from tutelage.algos.masked import last_true, masked_mean, masked_var
 from tutelage.core.protocols import Judge
 from tutelage.core.words import Judgement, Response, Sampling
-from tutelage.judges.spans import remainders
 from tutelage.text.pack import family_batches
 from tutelage.training.actor_critic import Networks
 from tutelage.training.batch import Forward, Rollouts
@@ -177,23 +176,16 @@ class Stats(NamedTuple):
 
 
 def scores_of(rollouts: Rollouts, judgements: Sequence[Judgement], config: RLConfig) -> Tensor:
-    """The judge's values in the order of the responses, [B]: clipped, less the penalties for length and for never ending.
-
-    What is credited to tokens of their own (`rollouts.dense_BT`) is taken out of them.
-    """
-    apart = rollouts.dense_BT is not None
-    return scores_of_answers(judgements, rollouts.stopped_B, rollouts.acted_BT.sum(1), config, spans_apart=apart)
+    """The judge's values in the order of the responses, [B]: clipped, less the penalties for length and for never ending."""
+    return scores_of_answers(judgements, rollouts.stopped_B, rollouts.acted_BT.sum(1), config)
 
 
-def scores_of_answers(
-    judgements: Sequence[Judgement], stopped_B: Tensor, length_B: Tensor, config: RLConfig, *, spans_apart: bool = False
-) -> Tensor:
+def scores_of_answers(judgements: Sequence[Judgement], stopped_B: Tensor, length_B: Tensor, config: RLConfig) -> Tensor:
     """The same for answers that are judged and not trained on.
 
-    stopped_B: bool, False where the length limit cut one off.  length_B: tokens.  spans_apart: without what spans earned.
+    stopped_B: bool, False where the length limit cut one off.  length_B: tokens.
     """
-    values = [value for j in judgements for value in (remainders(j) if spans_apart else j.values)]
-    score_B = torch.tensor(values, device=stopped_B.device)
+    score_B = torch.tensor([value for j in judgements for value in j.values], device=stopped_B.device)
     if config.score_clip is not None:
         score_B = score_B.clamp(-config.score_clip, config.score_clip)
     if config.length_penalty:

@@ -37,7 +37,6 @@ from tutelage.training.on_policy import (
     RewardSignal,
     Stats,
     TrainState,
-    place_scores,
     report,
     scores_of,
 )
@@ -96,7 +95,7 @@ def credit(rollouts: Rollouts, judgements: Sequence[Judgement], config: PPOConfi
     score_B = scores_of(rollouts, judgements, config)
     kl_BT = k1(rollouts.logp_BT, rollouts.ref_logp_BT, rollouts.acted_BT)
     credit_B = leave_one_out(score_B, rollouts.group_B) if config.baseline == "leave_one_out" else score_B
-    reward_BT = place_scores(credit_B, rollouts.acted_BT) + token_rewards(rollouts) - beta * kl_BT
+    reward_BT = token_rewards(credit_B, rollouts) - beta * kl_BT
     if config.whiten_rewards:
         reward_BT = rescale(reward_BT, rollouts.acted_BT)
     out = gae(reward_BT, rollouts.value_BT, rollouts.acted_BT, gamma=config.gamma, lam=config.lam)

@@ -190,12 +190,12 @@ def credit(rollouts: Rollouts, judgements: Sequence[Judgement], costs: Sequence[
     cost_B = score_B.new_tensor([value for j in costs for value in j.values])
     kl_BT = k1(rollouts.logp_BT, rollouts.ref_logp_BT, acted_BT)
 
-    def placed(x_B: Tensor) -> Tensor:
-        return place_scores(leave_one_out(x_B, rollouts.group_B) if config.baseline == "leave_one_out" else x_B, acted_BT)
+    def less_baseline(x_B: Tensor) -> Tensor:
+        return leave_one_out(x_B, rollouts.group_B) if config.baseline == "leave_one_out" else x_B
 
-    reward_BT = placed(score_B) + token_rewards(rollouts) - beta * kl_BT
+    reward_BT = token_rewards(less_baseline(score_B), rollouts) - beta * kl_BT
     # in both, the price of KL stays beta whatever lam is, since (1 + lam) beta is divided by 1 + lam
-    cost_BT = placed(cost_B) + (beta if config.kl_shaping == "both" else 0.0) * kl_BT
+    cost_BT = place_scores(less_baseline(cost_B), acted_BT) + (beta if config.kl_shaping == "both" else 0.0) * kl_BT
     if config.whiten_rewards:
         reward_BT = rescale(reward_BT, acted_BT)
     reward = gae(reward_BT, rollouts.value_BT, acted_BT, gamma=config.gamma, lam=config.lam)
