@@ -1,6 +1,6 @@
 import pytest
 
-from tutelage.core.errors import UserError
+from tutelage.core.errors import RewardError, UserError
 from tutelage.core.words import Message, Prompt, Response
 from tutelage.judges.ensemble import WeightedSum
 from tutelage.judges.rules import (
@@ -13,6 +13,7 @@ from tutelage.judges.rules import (
     function_judge,
     words_of,
 )
+from tutelage.judges.spans import SpanJudge, StepJudge
 
 
 def ask(text="Say something.", **fields):
@@ -115,6 +116,33 @@ def test_reward_function_from_a_file(tmp_path):
     for spec in (f"{file}:rude", "nowhere.py:f", "noise"):
         with pytest.raises(UserError, match="reward function"):
             function_judge(spec)
+
+
+@pytest.mark.parametrize("text, said", [
+    ("def f(prompts, responses):\n    return 1 /\n", "cannot be run, line 2: SyntaxError"),
+    ("import json\nx = json.loads('{')\n", "cannot be run, line .*: JSONDecodeError"),
+])
+def test_a_file_that_cannot_be_run_is_named_with_its_line(tmp_path, text, said):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=f"mine.py {said}"):
+        function_judge(f"{tmp_path}/mine.py:f")
+
+
+@pytest.mark.parametrize("returned, said", [
+    (lambda: {}["key"], r"raised KeyError: 'key' \(test_rules.py, line \d+\), in a batch of 2 answers that begins with .*Say something"),
+    (lambda: None, "raised TypeError: 'NoneType' object is not iterable"),
+])
+def test_a_function_that_raises_is_a_reward_error_with_file_line_and_prompt(returned, said):
+    items = [(ask(), [Response(prompt_id=ask().id, text=text, index=at) for at, text in enumerate("ab")])]
+    for judge in (FunctionJudge(lambda prompts, responses: returned()), SpanJudge(lambda prompts, responses: returned()),
+                  StepJudge(lambda prompts, steps: returned())):
+        with pytest.raises(RewardError, match=said):
+            judge.judge(items)
+
+
+def test_spans_of_an_answer_must_be_a_list():
+    with pytest.raises(UserError, match="must return a list of spans for every answer .* it returned None for"):
+        SpanJudge(lambda prompts, responses: [None]).judge([(ask(), [Response(prompt_id=ask().id, text="a")])])
 
 
 def test_weighted_sum():

@@ -1,5 +1,7 @@
 """Rows that share a beginning: the same hidden states and gradients as each row alone, from fewer tokens."""
 
+import random
+
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
@@ -78,6 +80,34 @@ def test_families_are_neighbours_that_share_enough_to_save_something():
     system = [7] * 3  # the same system prompt before questions that differ: too little of a row
     questions = [[*system, *range(10 * k, 10 * k + 9)] for k in range(1, 4)]
     assert [family.rows for family in families(*batch(questions))] == [[0], [1], [2]]
+
+
+def positions(found, rows) -> int:
+    """That the trunk is given, padding included."""
+    lengths = [len(row) for row in rows]
+    return len(found) * max(family.common + sum(lengths[at] - family.common for at in family.rows) for family in found)
+
+
+def test_gathering_never_costs_more_positions_than_leaving_rows_alone():
+    """One tree of eight rows and eight rows that fit nowhere: all would be padded to the tree's width."""
+    system = list(range(100, 122))
+    alike = [[*system, *range(10 * k, 10 * k + 20)] for k in range(1, 9)]  # 22 of 42 tokens in common: one tree of 182
+    strangers = [list(range(200 + 42 * k, 242 + 42 * k)) for k in range(8)]
+    found = families(*batch([*alike, *strangers]))
+    assert positions(found, [*alike, *strangers]) <= 16 * 42
+    assert positions(families(*batch(alike)), alike) == 22 + 8 * 20  # alone in the batch the tree pays
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_rows_take_at_most_what_they_take_alone(seed):
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(rng.randint(1, 5)):
+        begin = [rng.randrange(50) for _ in range(rng.randint(1, 30))]
+        rows += [[*begin, *(rng.randrange(50) for _ in range(rng.randint(1, 40)))] for _ in range(rng.randint(1, 6))]
+    found = families(*batch(rows))
+    assert sorted(at for family in found for at in family.rows) == list(range(len(rows)))
+    assert positions(found, rows) <= len(rows) * max(map(len, rows))
 
 
 def test_a_trunk_of_another_kind_gets_the_rows_as_they_are():

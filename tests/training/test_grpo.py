@@ -47,7 +47,6 @@ def test_credit_by_hand():
 @pytest.mark.parametrize("changes, size", [
     ({"unbiased_std": False}, 0.5 / (0.5 + 1e-4)),
     ({"scale": "none"}, 0.5),
-    ({"scale": "none", "unbiased_std": False}, 0.5),
 ])
 def test_the_scale_of_the_comparison_is_a_choice(changes, size):
     signal = credit(hand_rollouts(), judged((1.0, 2.0), (5.0, 5.0)), replace(CONFIG, **changes), beta=0.1)

@@ -89,6 +89,26 @@ def test_rmsprop_equals_torch_rmsprop(clip, dtype):
     assert not same(parameters(ours), parameters(net(dtype=dtype)))
 
 
+def test_adam_in_the_style_of_tensorflow_is_its_formula_in_a_plain_loop():
+    """lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps), as tf.keras and lm-human-preferences have it; eps large enough to matter."""
+    config = OptimConfig(learning_rate=0.1, schedule="constant", warmup=0.0, betas=(0.9, 0.95), eps=0.03, clip=0.0, adam_style="tf")
+    p = nn.Parameter(torch.tensor([1.0, -2.0]))
+    ours = Optimizer([("p", p)], config, total_updates=9)
+    x, m, v, t = [1.0, -2.0], [0.0, 0.0], [0.0, 0.0], 0
+    for grad in ([0.5, -0.01], [0.1, 0.02], [math.nan, 1.0], [-0.3, 0.0], [0.2, 0.04]):
+        p.grad = torch.tensor(grad)
+        ours.step()
+        if any(map(math.isnan, grad)):
+            continue  # changes nothing, and is no step of Adam's
+        t += 1
+        for at, g in enumerate(grad):
+            m[at], v[at] = 0.9 * m[at] + 0.1 * g, 0.95 * v[at] + 0.05 * g * g
+            x[at] -= 0.1 * math.sqrt(1 - 0.95**t) / (1 - 0.9**t) * m[at] / (math.sqrt(v[at]) + 0.03)
+    assert p.tolist() == pytest.approx(x, rel=1e-5)
+    with pytest.raises(ValueError, match="adam_style belongs to kind adamw"):
+        OptimConfig(kind="rmsprop", adam_style="tf")
+
+
 def test_the_first_update_of_rmsprop_by_hand():
     """v = (1 - 0.99) g^2, so every weight moves by lr / sqrt(0.01) = 10 lr against its gradient: hence the warm-up."""
     p = nn.Parameter(torch.zeros(2))

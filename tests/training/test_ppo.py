@@ -11,8 +11,9 @@ from tutelage.judges.rules import FunctionJudge
 from tutelage.models.load import load
 from tutelage.training.batch import Rollouts
 from tutelage.training.networks import LoraConfig, load_trainable
-from tutelage.training.optim import OptimConfig
+from tutelage.training.on_policy import improve as improve_on
 from tutelage.training.on_policy import place_scores
+from tutelage.training.optim import OptimConfig
 from tutelage.training.ppo import PPOConfig, credit, improve, leave_one_out, step
 from tutelage.training.rl import ScaledJudge, begin_state, rl
 from tutelage.training.rollouts import answer, judge_all, score
@@ -316,6 +317,38 @@ def test_epochs_stop_when_the_policy_has_moved_too_far():
     row = step(state_of(config), PROMPTS, config).row
     assert row["stopped_early"] == 1
     assert step(state_of(CONFIG), PROMPTS, CONFIG).row["stopped_early"] == 0
+
+
+@pytest.mark.parametrize("kls, epochs", [((0.0, 0.02, 0.06, 0.12), 3), ((0.0, 0.029, 0.029, 0.029), 4), ((0.031, 0.0), 1)])
+def test_it_is_the_epochs_own_kl_that_stops_them(kls, epochs):
+    """kl_stop 0.02 allows 0.03: the third epoch's 0.06 stops, though the mean so far is 0.027."""
+    state = state_of()
+    responses = answer(state.engine, PROMPTS, CONFIG.sampling(0))
+    rollouts = score(state.networks, state.engine.tokenizer, PROMPTS, responses, CONFIG)
+    tokens, seen = float(rollouts.acted_BT.sum()), []
+
+    def loss(part, new):
+        at = int(sum(seen) // tokens)  # the epoch: how often all tokens have been seen
+        seen.append(float(part.acted_BT.sum()))
+        return part.share(0.0 * new.logp_BT), {"kl_old": kls[at] * seen[-1]}
+
+    sums = improve_on(state, rollouts, CONFIG, loss, epochs=len(kls), minibatches=2, kl_stop=0.02)
+    assert sums["tokens"] == epochs * tokens and sums["stopped_early"] == (epochs < len(kls))
+
+
+@pytest.mark.parametrize("settings, said", [
+    ({"kl_target": 0.0}, "kl_target must be > 0 nats a response"),
+    ({"kl_target": -1.0}, "kl_target must be > 0"),
+    ({"kl_target": 6.0, "beta": 0.0}, "beta 0 stays 0 whatever kl_target is"),
+    ({"kl_target": 6.0, "kl_horizon": 5.0}, "kl_horizon must be at least the 6 responses of a step; got 5"),
+    ({"kl_horizon": 500.0}, "kl_horizon belongs to kl_target, which is null"),
+    ({"chunk": 0}, "chunk must be >= 1; got 0"),
+    ({"value_clip": 0.0}, "value_clip must be > 0"),
+    ({"ptx_rows": 4}, "ptx_rows belongs to ptx_coef above 0"),
+])
+def test_settings_that_do_nothing_or_harm_are_refused(settings, said):
+    with pytest.raises(ValueError, match=said):
+        replace(CONFIG, prompts_per_step=3, responses_per_prompt=2, **settings)
 
 
 # -- the run -------------------------------------------------------------------------------------------------------

@@ -192,6 +192,17 @@ def test_the_bound_is_the_one_sided_t_bound_over_prompts():
     assert alone.bound == 2.0  # one prompt: no spread to go by yet
 
 
+@pytest.mark.parametrize("unsafe, bound", [(0, 1 - 0.1 ** (1 / 6)), (6, 1.0), (3, None)])
+def test_a_window_of_zeros_proves_no_more_than_its_length_can(unsafe, bound):
+    """0/1 costs: six safe answers leave 32 % possible at 90 %, where a t bound would say 0."""
+    config = replace(CONFIG, multiplier=MultiplierConfig(bound="ucb", confidence=0.9))
+    costs = of_prompts(*[(1.0,)] * unsafe, *[(0.0,)] * (6 - unsafe))
+    got = follow({"multiplier": 0.0, "window": []}, costs, config, step=0).bound
+    exact = binomtest(unsafe, 6).proportion_ci(0.8, method="exact").high
+    t = ttest_1samp([1.0] * unsafe + [0.0] * (6 - unsafe), 0, alternative="less").confidence_interval(0.9).high if unsafe == 3 else 0
+    assert got == pytest.approx(max(exact, t), rel=1e-9) and (bound is None or got == pytest.approx(bound, rel=1e-9))
+
+
 def test_the_multiplier_waits_and_the_window_fills():
     config = replace(CONFIG, multiplier=MultiplierConfig(initial=0.75, delay_steps=2))
     facts = {"multiplier": 0.75, "window": []}

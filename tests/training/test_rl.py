@@ -8,17 +8,19 @@ import toys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tutelage.core.config import bind
-from tutelage.core.errors import ConfigError, UserError
+from tutelage.core.errors import ConfigError, RewardError, UserError
 from tutelage.core.words import Judgement, Preference
+from tutelage.judges.ensemble import NormalisedSum
 from tutelage.judges.rules import FunctionJudge, LengthRule
-from tutelage.models.load import load
+from tutelage.models.load import load, save
 from tutelage.store.runs import Run
 from tutelage.training.loop import LoopConfig
 from tutelage.training.networks import LoraConfig
-from tutelage.training.optim import OptimConfig
+from tutelage.training.optim import OptimConfig, Optimizer
 from tutelage.training.ppo import PPOConfig
 from tutelage.training.reward import RewardConfig, reward
-from tutelage.training.rl import ScaledJudge, fitting, judge_by_name, rl
+from tutelage.training.rl import ScaledJudge, config_of, fitting, judge_by_name, rl
+from tutelage.training.state import SaveConfig
 
 CONFIG = PPOConfig(
     model="test",
@@ -74,6 +76,90 @@ def test_an_unknown_algorithm_and_an_unknown_key_are_refused_together():
         bind(PPOConfig, {"algorithm": "pppo", "betta": 0.1})
     assert "algorithm must be one of 'ppo'; got 'pppo'; did you mean \"ppo\"?" in str(caught.value)
     assert 'unknown key "betta" in the top level; did you mean "beta"?' in str(caught.value)
+
+
+def test_a_key_of_the_algorithm_that_was_meant_is_not_called_unknown():
+    with pytest.raises(ConfigError) as refused:
+        bind(config_of({"algorithm": "gropo"}), {"algorithm": "gropo", "dynamic_sampling": 2, "cost": "rule:length"})
+    assert refused.value.faults == tuple(each for each in refused.value.faults if "algorithm must be one of" in each)
+
+
+@pytest.mark.parametrize("key", ["top_p", "top_k", "min_new_tokens", "repetition_penalty"])
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo", "no such"])
+def test_sampling_that_the_trainer_does_not_know_of_is_refused_with_the_reason(key, algorithm):
+    with pytest.raises(ConfigError, match=f"{key} is not possible here: it changes the distribution that is sampled from"):
+        bind(config_of({"algorithm": algorithm}), {"algorithm": algorithm, key: 0.9})
+
+
+def fails_at(call: int):
+    """A reward that raises at its n-th call."""
+    calls = []
+
+    def reward(prompts, responses):
+        calls.append(1)
+        return [1 / (len(calls) - call) for _ in responses]
+
+    return FunctionJudge(reward)
+
+
+def test_a_reward_that_raises_stops_the_run_with_what_it_learned_and_says_where(tmp_path):
+    config = replace(CONFIG, steps=4, normalise_on=0)
+    with pytest.raises(RewardError, match=r"raised ZeroDivisionError: .*\(test_rl.py, line \d+\), in a batch of 8 answers"):
+        rl(config, prompts=PROMPTS, folder=tmp_path / "r", judge=fails_at(3))
+    assert Run(tmp_path / "r").newest().name == "000002"
+    steady = FunctionJudge(lambda prompts, responses: [1.0] * len(responses))
+    assert rl(config, prompts=PROMPTS, folder=tmp_path / "r", judge=steady, resume=True).steps == 4
+
+
+def test_a_run_that_breaks_between_updates_keeps_no_half_learned_step(tmp_path, monkeypatch):
+    config = replace(CONFIG, steps=4, normalise_on=0, minibatches=2)
+    steps, plain = [], Optimizer.step
+
+    def breaks(self):
+        steps.append(1)
+        if len(steps) == 6:  # the second update of the third step
+            raise MemoryError("no memory")
+        return plain(self)
+
+    monkeypatch.setattr(Optimizer, "step", breaks)
+    with pytest.raises(MemoryError):
+        rl(config, prompts=PROMPTS, folder=tmp_path / "r", judge=LengthRule(1, 9))
+    assert Run(tmp_path / "r").newest() is None
+
+
+def test_a_sum_of_rewards_is_normalised_anew_for_every_run(tmp_path):
+    judge = NormalisedSum({"long": (FunctionJudge(lambda prompts, responses: [100.0 * len(r.text) for r in responses]), 1.0)})
+    rows = []
+    for name in ("one", "two"):
+        rl(replace(CONFIG, steps=1), prompts=PROMPTS, folder=tmp_path / name, judge=judge)
+        rows.append(Run(tmp_path / name).metrics()[0]["reward"])
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("change", ["model", "reward"])
+def test_a_run_is_not_resumed_on_other_ground(tmp_path, change):
+    """The base of the adapters and the reward are read again on resume: they must be what they were."""
+    file = tmp_path / "paid.py"
+    model = tmp_path / "base"
+    loaded = load("test")
+    save(loaded.model, loaded.tokenizer, model, manifest={})
+    file.write_text("def f(prompts, responses):\n    return [float(len(r.text)) for r in responses]\n")
+    config = replace(CONFIG, model=str(model), reward=f"python:{file}:f", steps=3, save=SaveConfig(every_steps=1))
+
+    def stop(what, done, total):
+        if what == "rl" and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rl(config, prompts=PROMPTS, folder=tmp_path / "r", progress=stop)
+    if change == "reward":
+        file.write_text("def f(prompts, responses):\n    return [0.0] * len(responses)\n")
+    else:
+        with torch.no_grad():
+            loaded.model.get_input_embeddings().weight.add_(0.1)
+        save(loaded.model, loaded.tokenizer, model, manifest={})
+    with pytest.raises(UserError, match=f"has changed: {change} "):
+        rl(config, prompts=PROMPTS, folder=tmp_path / "r", resume=True)
 
 
 def test_scaled_judges_put_values_where_they_are_wanted():

@@ -6,6 +6,7 @@ import signal
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,6 +53,17 @@ def test_state_comes_back_bit_for_bit(tmp_path):
     for name, tensor in TENSORS.items():
         assert tensors[name].dtype == tensor.dtype and tensors[name].shape == tensor.shape
         assert bits(tensors[name]) == bits(tensor), name
+
+
+def test_the_generators_of_python_and_numpy_come_back(tmp_path):
+    """A reward of the user's own may draw from them."""
+    random.gauss(0, 1), np.random.standard_normal()  # both keep a second normal number for later
+    write_state(tmp_path, tensors={}, facts={})
+    draw = lambda: (random.gauss(0, 1), random.random(), *np.random.standard_normal(3))
+    wanted = draw()
+    assert draw() != wanted
+    read_state(tmp_path)
+    assert draw() == wanted
 
 
 def test_torchs_generator_comes_back(tmp_path):

@@ -1,5 +1,7 @@
 """Strict binding of a recipe (nested dictionaries) to dataclasses, with dotted overrides.
 
+A dataclass may say in `REFUSED: ClassVar[dict[str, str]]` why a key that people know from elsewhere is none of its own.
+
 All faults are collected and reported at once; an unknown key names the nearest known one.
 """
 
@@ -31,7 +33,9 @@ def _bind(kind: type[C], values: Mapping[str, Any], path: tuple[str, ...], fault
     taken: dict[str, Any] = {}
     for key, value in values.items():
         if key not in known:
-            faults.append(f'unknown key "{key}" in {here}{nearest(str(key), known)}')
+            refused = getattr(kind, "REFUSED", {}).get(key)
+            faults.append(f"{'.'.join((*path, key))} is not possible here: {refused}" if refused else
+                          f'unknown key "{key}" in {here}{nearest(str(key), known)}')
             continue
         taken[key] = _value(hints[key], value, (*path, key), faults)
     for name, item in known.items():
@@ -120,6 +124,8 @@ def _type_name(hint: Any) -> str:
         return names[hint]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(_type_name(each) for each in typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
     return getattr(hint, "__name__", str(hint).replace("typing.", ""))
 
 

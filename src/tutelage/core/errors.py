@@ -16,6 +16,10 @@ class ConfigError(UserError):
         super().__init__(f"{where}: {len(self.faults)} fault(s)\n" + "\n".join(f"  - {fault}" for fault in self.faults))
 
 
+class RewardError(UserError):
+    """A reward or cost that the user wrote raised an error of its own."""
+
+
 class DamagedError(UserError):
     """A file on disk does not match its checksum or cannot be read."""
 

@@ -7,11 +7,12 @@ value can be a reward as it stands.
 import importlib.util
 import math
 import re
+import traceback
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tutelage.core.errors import UserError
+from tutelage.core.errors import RewardError, UserError
 from tutelage.core.words import Judgement, Prompt, Response
 
 Items = Sequence[tuple[Prompt, Sequence[Response]]]
@@ -202,7 +203,7 @@ class FunctionJudge:
     def judge(self, items: Items) -> list[Judgement]:
         prompts = [prompt for prompt, responses in items for _ in responses]
         responses = [response for _, responses in items for response in responses]
-        values = list(self.fn(prompts, responses)) if responses else []
+        values = called(self.fn, self.id, prompts, responses)
         if len(values) != len(responses):
             raise UserError(f"{self.id}: the function must return one number an answer; "
                             f"it got {len(responses)} answers and returned {len(values)} numbers")
@@ -213,6 +214,21 @@ class FunctionJudge:
         rest = iter(values)
         return [Judgement(judge=self.id, kind="rating", responses=tuple(r.id for r in each),
                           values=tuple(float(next(rest)) for _ in each)) for _, each in items]
+
+
+def called(fn: Callable, judge: str, prompts: list[Prompt], answers: list) -> list:
+    """What the user's function says of a batch; RewardError with file, line and the first prompt where it raises."""
+    if not answers:
+        return []
+    try:
+        return list(fn(prompts, answers))
+    except UserError:
+        raise
+    except Exception as error:  # the user's own code may raise anything; a run must keep what it learned
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        raise RewardError(f"{judge}: the function raised {type(error).__name__}: {error} ({Path(at.filename).name}, line {at.lineno}), "
+                          f"in a batch of {len(answers)} answers that begins with {where(prompts[0])}; mend it, so that it "
+                          "returns something for every answer, the empty one too") from error
 
 
 def _is_number(value: object) -> bool:
@@ -231,7 +247,11 @@ def user_function(spec: str) -> Callable:
     if module_spec is None or module_spec.loader is None:
         raise UserError(f"reward function {spec!r}: {file} is not a Python file (.py)")
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        line = getattr(error, "lineno", None) or traceback.extract_tb(error.__traceback__)[-1].lineno
+        raise UserError(f"reward function {spec!r}: {file} cannot be run, line {line}: {type(error).__name__}: {error}") from error
     fn = getattr(module, name, None)
     if not callable(fn):
         raise UserError(f"reward function {spec!r}: {file} has no function {name!r}")

@@ -9,11 +9,11 @@ is earned.
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tutelage.core.errors import UserError
 from tutelage.core.words import Judgement, Prompt, Response, Span
-from tutelage.judges.rules import Items, where, words_of
+from tutelage.judges.rules import Items, called, where, words_of
 
 SpanFn = Callable[[list[Prompt], list[Response]], Sequence[Sequence[tuple]]]
 StepFn = Callable[[list[Prompt], list[list[str]]], Sequence[Sequence[float]]]
@@ -70,7 +70,7 @@ class SpanJudge:
     def judge(self, items: Items) -> list[Judgement]:
         prompts = [prompt for prompt, responses in items for _ in responses]
         responses = [response for _, responses in items for response in responses]
-        found = list(self.fn(prompts, responses)) if responses else []
+        found = called(self.fn, self.id, prompts, responses)
         if len(found) != len(responses):
             raise UserError(f"{self.id}: the function must return one list of spans an answer; "
                             f"it got {len(responses)} answers and returned {len(found)} lists")
@@ -79,6 +79,9 @@ class SpanJudge:
 
     def _checked(self, prompt: Prompt, response: Response, spans: Sequence[tuple]) -> list[Span]:
         out = []
+        if not isinstance(spans, Iterable):
+            raise UserError(f"{self.id}: the function must return a list of spans for every answer (an empty one for none); it "
+                            f"returned {spans!r} for {where(prompt)}")
         for span in spans:
             try:
                 start, end, value, label = (*span, "span")[:4] if len(span) in (3, 4) else (None,) * 4

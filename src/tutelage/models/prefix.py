@@ -10,6 +10,7 @@ The idea is that of prefix sharing in tree attention (SpecInfer, Miao et al. 202
 Only for trunks whose every layer is plain causal attention through SDPA; any other gets the rows as they are.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 PLAIN = frozenset({"llama", "qwen2", "qwen3", "mistral"})  # full causal attention where no window is set
-LEAST_SHARE = 0.4  # of a row that the family's common beginning must be: a system prompt alone is not worth a tree
+SHARES = (0.4, 0.7)  # of a row that the family's common beginning must be, at least: a system prompt alone is not worth a tree
+ROOMS = (2.0, 4.0, math.inf)  # of the longest row that a tree may be: the widest tree is what all others are padded to
 
 
 class Family(NamedTuple):
@@ -53,17 +55,30 @@ def hidden_states(trunk: Callable[..., Any], token_BT: Tensor, real_BT: Tensor |
 
 
 def families(token_BT: Tensor, real_BT: Tensor) -> list[Family]:
-    """Neighbouring rows gathered where that saves tokens, greedily from the first row on."""
+    """Neighbouring rows gathered, in the way that leaves the fewest positions, padding included; each alone where none does."""
     alike_BT = (token_BT[1:] == token_BT[:-1]) & real_BT[1:] & real_BT[:-1]
     alike = alike_BT.long().cumprod(1).sum(1).tolist()  # with the row before
     lengths = real_BT.sum(1).tolist()
+    ways = [_gathered(alike, lengths, share=share, room=room * max(lengths)) for share in SHARES for room in ROOMS]
+    alone = [Family([row], length) for row, length in enumerate(lengths)]
+    return min([alone, *ways], key=lambda found: len(found) * max(tree_size(family, lengths) for family in found))
+
+
+def tree_size(family: Family, lengths: Sequence[int]) -> int:
+    """Positions that a family takes: its common beginning once, and what each row has of its own."""
+    return family.common + sum(lengths[row] - family.common for row in family.rows)
+
+
+def _gathered(alike: Sequence[int], lengths: Sequence[int], *, share: float, room: float) -> list[Family]:
+    """Neighbouring rows gathered where that saves tokens, greedily from the first row on, into trees of at most `room`."""
     out = [Family([0], lengths[0])]
     for row, with_last in enumerate(alike, start=1):
         last = out[-1]
         common = min(last.common, with_last)
         saved = last.common * (1 - len(last.rows)) + len(last.rows) * common
-        if saved > 0 and common >= LEAST_SHARE * lengths[row]:
-            out[-1] = Family([*last.rows, row], common)
+        grown = Family([*last.rows, row], common)
+        if saved > 0 and common >= share * lengths[row] and tree_size(grown, lengths) <= room:
+            out[-1] = grown
         else:
             out.append(Family([row], lengths[row]))
     return out
@@ -71,8 +86,7 @@ def families(token_BT: Tensor, real_BT: Tensor) -> list[Family]:
 
 def _through_trees(trunk: Callable[..., Any], token_BT: Tensor, lengths: Sequence[int], found: Sequence[Family]) -> Tensor:
     device = token_BT.device
-    sizes = [family.common + sum(lengths[row] - family.common for row in family.rows) for family in found]
-    width = max(sizes)
+    width = max(tree_size(family, lengths) for family in found)
     token_US = torch.zeros(len(found), width, dtype=torch.int64, device=device)
     position_US = torch.zeros_like(token_US)
     branch_US = torch.full_like(token_US, -1)  # 0 = the common beginning, k = the k-th row's own tokens, -1 = padding

@@ -13,14 +13,13 @@ from typing import Any
 from tutelage.core.config import to_dict
 from tutelage.core.files import write_jsonl
 from tutelage.core.words import Response
-from tutelage.models.load import Loaded, load
+from tutelage.models.load import load
 from tutelage.pipeline.algorithms_task import Task, logps_of_pairs
 from tutelage.pipeline.courtesy import courtesy, gushing
 from tutelage.rollout.local import LocalEngine
 from tutelage.stats.intervals import Interval, bootstrap_mean, rate_interval
-from tutelage.training.actor_critic import Networks
 from tutelage.training.memory import collect
-from tutelage.training.rollouts import answer, score
+from tutelage.training.rollouts import answer, logps_of
 
 THRESHOLD = 0.1  # of the mean cost (apologies and exclamation marks an answer) under ppo_lagrangian
 PER_TOKEN = ("ipo", "orpo", "simpo")  # methods whose own reward is a mean over tokens
@@ -34,7 +33,7 @@ def measure(task: Task, name: str, path: Path, place: Path, seed: int, *, offlin
     after = answer(engine, task.prompts["held_out"], task.config.sampling(n=n, seed=seed))
     write_jsonl(place / "answers.jsonl", (response.to_dict() for response in after))
     accuracy = pair_accuracy(task, engine, per_token=name in PER_TOKEN, seed=seed) if offline else None
-    kl = kl_from_base(task, loaded, after)
+    kl = kl_from_base(task, after)
     del loaded, engine
     collect()
     out = {"reward": change(task, after, courtesy, seed=seed), "cost": change(task, after, gushing, seed=seed),
@@ -74,11 +73,11 @@ def win_rate(task: Task, after: Sequence[Response], *, seed: int) -> Interval:
     return rate_interval(wins, seed=seed, clusters=[known[r.prompt_id].group for r in after])
 
 
-def kl_from_base(task: Task, loaded: Loaded, after: Sequence[Response]) -> float:
-    """Nats a response, log-prob under the policy minus under the base model, both at the temperature sampled at (k1)."""
-    networks = Networks(loaded.model, reference=load(task.config.model).model, heads=())
-    rollouts = score(networks, loaded.tokenizer, task.prompts["held_out"], after, task.config)
-    return float((rollouts.logp_BT - rollouts.ref_logp_BT).sum(1).mean())  # both are 0 where not acted
+def kl_from_base(task: Task, after: Sequence[Response]) -> float:
+    """Nats a response: the sampler's log-prob minus the base model's, at the temperature sampled at (k1)."""
+    base = load(task.config.model)
+    at_base = logps_of(base.model, base.tokenizer, task.prompts["held_out"], after, task.config)
+    return _mean([sum(response.logps) - logp for response, logp in zip(after, at_base, strict=True)])
 
 
 def pair_accuracy(task: Task, engine: LocalEngine, *, per_token: bool, seed: int) -> Interval:

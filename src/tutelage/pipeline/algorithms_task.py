@@ -41,11 +41,11 @@ class TaskConfig:
     """How large the task is; the same for all runs of a folder."""
 
     model: str = "smollm2-135m"
-    prompts: dict[str, int] = field(default_factory=lambda: {"train": 32, "judge": 96, "held_out": 64})
+    prompts: dict[str, int] = field(default_factory=lambda: {"train": 40, "judge": 96, "held_out": 64})
     answers: dict[str, int] = field(default_factory=lambda: {"train": 4, "judge": 4, "held_out": 3})  # of base, a prompt
     margin: float = 0.1  # of two answers in a pair, by the rule; nearer ones make no pair
     answers_after: int = 1  # of each trained policy to each held-out prompt
-    steps: int = 8  # of on-policy runs
+    steps: int = 10  # of on-policy runs
     prompts_per_step: int = 4
     responses_per_prompt: int = 4
     max_tokens: int = 16

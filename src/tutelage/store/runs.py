@@ -13,7 +13,7 @@ import platform
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -138,6 +138,20 @@ class Run:
     def mark(self, status: str, **more: Any) -> None:
         """Set status and further fields of the manifest."""
         write_json(self.folder / "manifest.json", {**self.manifest, **more, "status": status})
+
+    def hold_to(self, inputs: Mapping[str, str]) -> None:
+        """Keep the digests of what the run is made from, by name; UserError where one is another when the run is resumed.
+
+        A checkpoint holds what is trained; everything else (frozen layers, the reference, the reward) is read anew.
+        """
+        manifest = self.manifest
+        before = manifest.setdefault("inputs", dict(inputs))
+        changed = sorted(name for name in {*before, *inputs} if before.get(name) != inputs.get(name))
+        if changed:
+            raise UserError(f"since the run in {self.folder} was begun, what stands under these names has changed: {', '.join(changed)}; "
+                            "the rest of the run would be trained on other ground. Put back what stood there, or begin a new "
+                            "run with --run NAME")
+        write_json(self.folder / "manifest.json", manifest)
 
     def finished(self) -> bool:
         return (self.folder / "manifest.json").exists() and self.manifest.get("status") == "finished"

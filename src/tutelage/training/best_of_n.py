@@ -82,7 +82,7 @@ def step(state: TrainState, prompts: Sequence[Prompt], config: BestOfNConfig) ->
     rollouts = score(state.networks, state.engine.tokenizer, prompts, responses, config)
     signal = credit(rollouts, judgements, config)
     sums = imitate(state, rollouts, signal, config)
-    return report(state, responses, judgements, rollouts, signal, sums, kl_bound=kl_bound(config.responses_per_prompt),
+    return report(state, responses, judgements, rollouts, signal, sums, in_groups=True, kl_bound=kl_bound(config.responses_per_prompt),
                   **picked_facts(rollouts, judgements, signal))
 
 

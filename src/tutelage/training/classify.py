@@ -234,6 +234,7 @@ def classify(
     torch.manual_seed(config.seed)
     with fast_matmuls(config.device):
         model, tokenizer, digest = load_classifier(config, progress=progress)
+        run.hold_to({f"model {config.model}": digest})
         length = min(
             config.max_tokens,
             getattr(model.config.get_text_config(), "max_position_embeddings", None) or config.max_tokens,

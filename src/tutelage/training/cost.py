@@ -199,6 +199,7 @@ def cost(
     with fast_matmuls(config.device):
         loaded = load_trainable(config.model, dtype=config.dtype, device=config.device, lora=config.lora,
                                 frozen_layers=config.frozen_layers, gradient_checkpointing=config.gradient_checkpointing)
+        run.hold_to({f"model {config.model}": loaded.digest})
         groups, held = groups_of(loaded.tokenizer, train, config), groups_of(loaded.tokenizer, val, config)
         counts = flag_counts(groups)
         if not all(counts.values()):

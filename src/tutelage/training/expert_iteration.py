@@ -59,7 +59,7 @@ def step(state: TrainState, prompts: Sequence[Prompt], config: ExpertIterationCo
     rollouts = score(state.networks, state.engine.tokenizer, prompts, responses, config)
     signal = credit(rollouts, judgements, config)
     sums = imitate(state, rollouts, signal, config, epochs=config.epochs, minibatches=config.minibatches)
-    return report(state, responses, judgements, rollouts, signal, sums, **picked_facts(rollouts, judgements, signal))
+    return report(state, responses, judgements, rollouts, signal, sums, in_groups=True, **picked_facts(rollouts, judgements, signal))
 
 
 def credit(rollouts: Rollouts, judgements: Sequence[Judgement], config: ExpertIterationConfig) -> RewardSignal:

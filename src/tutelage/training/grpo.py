@@ -71,6 +71,10 @@ class GRPOConfig(ClippedConfig):
         if self.overlong_buffer > self.max_tokens:
             out.append(f"overlong_buffer ({self.overlong_buffer}) is the last part of max_tokens ({self.max_tokens}) "
                        "and cannot exceed it")
+        if self.scale == "none":
+            out += self.idle(unbiased_std="scale group_std, and scale is none")
+        if self.clip_low is not None and self.clip_high is not None:
+            out += self.idle(clip="clip_low and clip_high where they are null, and both are set")
         if self.kl_in == "loss" and self.kl_estimator == "k1":
             out.append("kl_estimator k1 in the loss has no gradient in expectation: take k2 (reverse KL) or k3 (forward KL), "
                        "or put it into the reward with kl_in: reward")
@@ -99,7 +103,7 @@ def step(state: TrainState, prompts: Sequence[Prompt], config: GRPOConfig) -> St
     signal = credit(rollouts, judgements, config, beta=state.kl.beta)
     sums = improve(state, rollouts, signal, config, beta=state.kl.beta)
     more = {"asked_again": asked_again} if config.dynamic_sampling else {}
-    return report(state, responses, judgements, rollouts, signal, sums, **more)
+    return report(state, responses, judgements, rollouts, signal, sums, in_groups=True, **more)
 
 
 def answers(state: TrainState, prompts: Sequence[Prompt], config: GRPOConfig) -> Answers:

@@ -9,7 +9,7 @@ batch, and a `step` that reads like its paper:
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -44,6 +44,10 @@ class RLConfig:
     """What every run of `tutelage rl` can say; each algorithm adds its own."""
 
     HEADS: ClassVar[tuple[str, ...]] = ()  # scalar heads on the policy's trunk: "value", "cost"
+    REFUSED: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram_size", "min_tokens", "min_new_tokens", "min_length"),
+        "it changes the distribution that is sampled from, while the trainer's log-probs are those of the whole one, so that "
+        "ratio and KL would be wrong; answers are drawn by temperature alone")
 
     algorithm: str
     model: str = "smollm2-135m"
@@ -83,13 +87,26 @@ class RLConfig:
     def faults(self) -> list[str]:
         """Everything that is wrong with the settings; an algorithm adds to its parent's."""
         least = {"steps": 1, "prompts_per_step": 1, "responses_per_prompt": 1, "max_tokens": 1, "max_prompt_tokens": 1,
-                 "token_budget": 1, "beta": 0, "normalise_on": 0, "length_penalty": 0, "length_target": 0}
+                 "token_budget": 1, "chunk": 1, "beta": 0, "normalise_on": 0, "length_penalty": 0, "length_target": 0}
         out = self.too_low(**least)
         if self.temperature <= 0:
             out.append(f"temperature must be > 0 to explore; got {self.temperature}")
         if self.score_clip is not None and self.score_clip <= 0:
             out.append(f"score_clip must be > 0 (null = off); got {self.score_clip}")
-        return out + self._reward_faults()
+        return out + self._kl_faults() + self._reward_faults()
+
+    def _kl_faults(self) -> list[str]:
+        if self.kl_target is None:
+            return self.idle(kl_horizon="kl_target, which is null: beta stays as it is")
+        responses = self.prompts_per_step * self.responses_per_prompt
+        out = []
+        if self.kl_target <= 0:
+            out.append(f"kl_target must be > 0 nats a response (null = beta stays as it is); got {self.kl_target}")
+        if self.beta == 0:
+            out.append("beta 0 stays 0 whatever kl_target is, since it is multiplied: begin with a small beta, for instance 0.05")
+        if self.kl_horizon < responses:  # a step moves beta by at most 0.2 x responses / horizon of itself
+            out.append(f"kl_horizon must be at least the {responses} responses of a step; got {self.kl_horizon:g}")
+        return out
 
     def _reward_faults(self) -> list[str]:
         out = []
@@ -107,6 +124,11 @@ class RLConfig:
     def too_low(self, **least: float) -> list[str]:
         return [f"{name} must be >= {low}; got {getattr(self, name)}" for name, low in least.items() if getattr(self, name) < low]
 
+    def idle(self, **why: str) -> list[str]:
+        """Settings that were changed and that nothing reads; `why`: what they belong to, and why that is off."""
+        default = {each.name: each.default for each in fields(self)}
+        return [f"{name} belongs to {reason}; leave it out" for name, reason in why.items() if getattr(self, name) != default[name]]
+
     def sampling(self, step: int) -> Sampling:
         # top-k, top-p and the like stay off: the policy that is trained is the one that was sampled from (C8)
         return Sampling(n=self.responses_per_prompt, max_tokens=self.max_tokens, temperature=self.temperature,
@@ -115,6 +137,10 @@ class RLConfig:
     def reward_names(self) -> tuple[str, ...]:
         """Of all rewards, as a run's parents."""
         return tuple(part.reward for part in self.rewards.values()) or (self.reward,)
+
+    def further_judges(self) -> tuple[str, ...]:
+        """Names of judges besides the rewards."""
+        return ()
 
     def updates_per_step(self) -> int:
         """Optimiser updates that one step makes (fewer where the epochs stop early)."""
@@ -248,6 +274,7 @@ def improve(state: TrainState, rollouts: Rollouts, config: RLConfig, loss: Loss,
     taken = list(range(len(lengths))) if rows is None else list(rows)
     state.networks.train()
     for epoch in range(epochs):
+        before = sums["kl_old"], sums["tokens"]
         for at in _minibatches(taken, groups, minibatches, seed=_mix(config.seed, state.step, epoch)):
             whole = Whole(float(rollouts.acted_BT[at].sum()), len(at), config.max_tokens)
             for group in family_batches([lengths[i] for i in at], [begins[i] for i in at], [groups[i] for i in at],
@@ -264,7 +291,7 @@ def improve(state: TrainState, rollouts: Rollouts, config: RLConfig, loss: Loss,
             norm, lr = state.optimizer.step()
             sums.update({"updates": 1, "grad_norm": norm})
             sums["lr"] = lr
-        if kl_stop and sums["kl_old"] / max(sums["tokens"], 1.0) > 1.5 * kl_stop:
+        if kl_stop and (sums["kl_old"] - before[0]) / max(sums["tokens"] - before[1], 1.0) > 1.5 * kl_stop:  # of this epoch
             sums["stopped_early"] = 1
             break
     state.networks.eval()
@@ -302,10 +329,10 @@ def _mix(*parts: int) -> int:
 
 
 def report(state: TrainState, responses: Sequence[Response], judgements: Sequence[Judgement], rollouts: Rollouts,
-           signal: RewardSignal, sums: Counter, **more: float) -> Stats:
+           signal: RewardSignal, sums: Counter, *, in_groups: bool = False, **more: float) -> Stats:
     """The row of metrics, every rate over acted tokens or over responses, never over padding (C21); moves beta and counters.
 
-    `more`: metrics of the algorithm's own.
+    `in_groups`: the algorithm compares the answers to one prompt.  `more`: metrics of its own.
     """
     acted_BT = rollouts.acted_BT
     kl = float(signal.kl_BT.sum(1).mean())  # nats per response: per-sequence sum, mean over sequences
@@ -320,11 +347,11 @@ def report(state: TrainState, responses: Sequence[Response], judgements: Sequenc
         "truncated": sum(r.is_truncated() for r in responses) / len(responses),
         "policy_loss": sums["policy_loss"] / tokens,
     }
-    if rollouts.group_B.unique().numel() < len(rollouts.group_B):
+    if in_groups:
         row["flat_groups"] = float(flat_groups(signal.score_B.double(), rollouts.group_B).float().mean())
     if signal.return_BT is not None and rollouts.value_BT is not None:
         row |= critic_facts(rollouts.value_BT, signal.return_BT, acted_BT)
-    row |= {name: sums[name] / tokens for name in ("value_loss", "kl_old", "clipped", "value_clipped", "kl_loss") if name in sums}
+    row |= {name: sums[name] / tokens for name in ("value_loss", "ratio", "kl_old", "clipped", "value_clipped", "kl_loss") if name in sums}
     row |= parts_of_reward(judgements, rollouts)
     row |= {
         "sampler_gap": float(masked_mean(gap_BT.abs(), acted_BT)),  # mean |trainer / sampler probability - 1| (C9)

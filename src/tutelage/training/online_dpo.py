@@ -77,7 +77,7 @@ def step(state: TrainState, prompts: Sequence[Prompt], config: OnlineDPOConfig) 
     rollouts = score(state.networks, state.engine.tokenizer, prompts, responses, config)
     preferred = credit(rollouts, judgements, config)
     sums = improve(state, rollouts, preferred, config)
-    return report(state, responses, judgements, rollouts, preferred.signal, sums, **preferred.facts)
+    return report(state, responses, judgements, rollouts, preferred.signal, sums, in_groups=True, **preferred.facts)
 
 
 def credit(rollouts: Rollouts, judgements: Sequence[Judgement], config: OnlineDPOConfig) -> Preferred:

@@ -27,6 +27,7 @@ class OptimConfig:
     betas: tuple[float, ...] = (0.9, 0.95)  # adamw
     alpha: float = 0.99  # share of the mean squared gradient that an update keeps; rmsprop
     eps: float = 1e-8
+    adam_style: Literal["torch", "tf"] = "torch"  # where eps stands; see Optimizer
     clip: float = 1.0  # global gradient norm; 0 = off
 
     def __post_init__(self):
@@ -37,6 +38,8 @@ class OptimConfig:
             faults.append(f"warmup is a share of all updates, from 0 to 1; got {self.warmup}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             faults.append(f"betas must be two numbers in [0, 1); got {self.betas}")
+        if self.kind == "rmsprop" and self.adam_style == "tf":
+            faults.append("adam_style belongs to kind adamw; leave it out")
         if not 0 <= self.alpha < 1:
             faults.append(f"alpha must be in [0, 1); got {self.alpha}")
         if self.kind == "rmsprop" and self.weight_decay:
@@ -62,7 +65,11 @@ PREFIX = {"adamw": "adam", "rmsprop": "rmsprop"}  # in a checkpoint
 
 
 class Optimizer:
-    """AdamW or RMSprop on named parameters.  `backward` as usual, then `step`; state goes in and out as plain tensors."""
+    """AdamW or RMSprop on named parameters.  `backward` as usual, then `step`; state goes in and out as plain tensors.
+
+    `adam_style: tf` adds eps before the second moment's bias is corrected, as TensorFlow and so lm-human-preferences do:
+    lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps).  torch adds it afterwards, which makes the early steps larger.
+    """
 
     def __init__(self, named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *, total_updates: int):
         self.config, self.total_updates, self.updates = config, total_updates, 0
@@ -105,6 +112,8 @@ class Optimizer:
                 torch._foreach_mul_([m.grad for m in trained], self.config.clip / norm)
             for group in self.inner.param_groups:
                 group["lr"] = lr
+                if self.config.adam_style == "tf":  # the same quotient: eps is divided by what v's root is divided by
+                    group["eps"] = self.config.eps / math.sqrt(1 - self.config.betas[1] ** self._next_adam_step())
             self.inner.step()
             with torch.no_grad():
                 for name, p in self.params.items():
@@ -113,6 +122,11 @@ class Optimizer:
         for master in self.masters.values():
             master.grad = None
         return norm, lr
+
+    def _next_adam_step(self) -> int:
+        """Steps that AdamW has made, and one: an update whose gradient was not finite is none."""
+        made = next((state["step"] for state in self.inner.state.values()), 0)
+        return int(made) + 1
 
     def state(self) -> dict[str, Tensor]:
         """Masters and moments by name: everything of the optimiser that a checkpoint must hold but `updates`."""

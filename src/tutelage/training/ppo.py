@@ -66,6 +66,10 @@ class PPOConfig(ClippedConfig):
 
     def faults(self) -> list[str]:
         out = ClippedConfig.faults(self) + self.too_low(value_coef=0, entropy_coef=0, ptx_coef=0, ptx_rows=1)
+        if self.value_clip is not None and self.value_clip <= 0:
+            out.append(f"value_clip must be > 0 (null = off); got {self.value_clip}")
+        if not self.ptx_coef:
+            out += self.idle(ptx_data="ptx_coef above 0, and that is 0", ptx_rows="ptx_coef above 0, and that is 0")
         if self.baseline == "leave_one_out" and self.responses_per_prompt < 2:
             out.append("baseline leave_one_out compares the responses of a prompt: set responses_per_prompt to 2 or more")
         if self.dual_clip is not None and self.dual_clip <= 1:
@@ -87,7 +91,8 @@ def step(state: TrainState, prompts: Sequence[Prompt], config: PPOConfig) -> Sta
     rollouts = score(state.networks, state.engine.tokenizer, prompts, responses, config, judgements=judgements)
     signal = credit(rollouts, judgements, config, beta=state.kl.beta)
     sums = improve(state, rollouts, signal, config)
-    return report(state, responses, judgements, rollouts, signal, sums, **ptx.facts(sums))
+    return report(state, responses, judgements, rollouts, signal, sums,
+                  in_groups=config.baseline == "leave_one_out", **ptx.facts(sums))
 
 
 def credit(rollouts: Rollouts, judgements: Sequence[Judgement], config: PPOConfig, *, beta: float) -> RewardSignal:

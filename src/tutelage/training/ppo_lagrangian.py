@@ -86,6 +86,9 @@ class PPOLagrangianConfig(ppo.PPOConfig):
             out.append("cost must name the judge of costs: the folder of a cost model, rule:NAME or python:FILE.py:FUNCTION")
         return out
 
+    def further_judges(self) -> tuple[str, ...]:
+        return (self.cost,)
+
 
 # -- before the first step ------------------------------------------------------------------------------------------
 
@@ -95,13 +98,14 @@ class Apart:
 
     def __init__(self, first: Optimizer, second: Optimizer):
         self.first, self.second = first, second
+        self.second_norm = 0.0  # of the newest gradient
 
     @property
     def updates(self) -> int:
         return self.first.updates
 
     def step(self) -> tuple[float, float]:
-        self.second.step()
+        self.second_norm = self.second.step()[0]
         return self.first.step()
 
     def state(self) -> dict[str, Tensor]:
@@ -149,8 +153,9 @@ def step(state: TrainState, prompts: Sequence[Prompt], config: PPOLagrangianConf
     signals = credit(rollouts, judgements, costs, config, beta=state.kl.beta, multiplier=dual.multiplier)
     sums = improve(state, rollouts, signals, config)
     state.facts = {"multiplier": dual.multiplier, "window": dual.window}
-    return report(state, responses, judgements, rollouts, signals.reward, sums, **ptx.facts(sums),
-                  **cost_facts(rollouts, signals.cost, dual, sums))
+    return report(state, responses, judgements, rollouts, signals.reward, sums,
+                  in_groups=config.baseline == "leave_one_out", **ptx.facts(sums),
+                  **cost_facts(rollouts, signals.cost, dual, sums), **critic_norm(state.optimizer))
 
 
 class Dual(NamedTuple):
@@ -166,13 +171,21 @@ def follow(facts: dict[str, Any], costs: Sequence[Judgement], config: PPOLagrang
     rule = config.multiplier
     window = [*facts["window"], *(statistics.fmean(j.values) for j in costs)][-rule.window:]
     # a single prompt bounds nothing: its mean, until the next step brings another
-    exact = rule.bound == "mean" or len(window) < 2
-    bound = statistics.fmean(window) if exact else mean_upper(window, confidence=rule.confidence)
+    bound = statistics.fmean(window) if rule.bound == "mean" or len(window) < 2 else upper(window, rule.confidence)
     if step < rule.delay_steps:
         return Dual(facts["multiplier"], window, bound)
     moved = dual_step(facts["multiplier"], bound, threshold=config.threshold, learning_rate=rule.learning_rate,
                       maximum=rule.maximum)
     return Dual(moved, window, bound)
+
+
+def upper(costs: Sequence[float], confidence: float) -> float:
+    """One-sided upper bound of a mean: Student's t, and of 0/1 costs at least the exact one (Clopper and Pearson 1934), since
+    a window without a single unsafe answer has no spread and would prove itself safe."""
+    bound = mean_upper(costs, confidence=confidence)
+    if all(cost in (0.0, 1.0) for cost in costs):
+        bound = max(bound, clopper_pearson(int(sum(costs)), len(costs), level=2 * confidence - 1).high)
+    return bound
 
 
 class Signals(NamedTuple):
@@ -215,6 +228,11 @@ def improve(state: TrainState, rollouts: Rollouts, signals: Signals, config: PPO
         return config.cost_coef * part.share(out.loss_BT), {"cost_value_loss": float(out.loss_BT.detach().sum())}
 
     return ppo.improve(state, rollouts, signals.reward, config, also=critic)
+
+
+def critic_norm(optimizer: Any) -> dict[str, float]:
+    """The gradient norm of a critic of costs that is trained apart."""
+    return {"cost_grad_norm": optimizer.second_norm} if isinstance(optimizer, Apart) else {}
 
 
 def cost_facts(rollouts: Rollouts, cost: RewardSignal, dual: Dual, sums: Counter) -> dict[str, float]:

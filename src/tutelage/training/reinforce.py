@@ -44,6 +44,8 @@ class ReinforceConfig(RLConfig):
 
     def faults(self) -> list[str]:
         out = RLConfig.faults(self)
+        if self.baseline != "running":
+            out += self.idle(baseline_decay=f"baseline running, and baseline is {self.baseline}")
         if not 0 <= self.baseline_decay < 1:
             out.append(f"baseline_decay must be in [0, 1); got {self.baseline_decay}")
         return out

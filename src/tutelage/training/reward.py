@@ -206,6 +206,7 @@ def reward(
     with fast_matmuls(config.device):
         loaded = load_trainable(config.model, dtype=config.dtype, device=config.device, lora=config.lora,
                                 frozen_layers=config.frozen_layers, gradient_checkpointing=config.gradient_checkpointing)
+        run.hold_to({f"model {config.model}": loaded.digest})
         groups = [group for group in groups_of(loaded.tokenizer, train, config) if group.pairs or group.ratings]
         if not groups:
             raise UserError(f"no pair and no rating among the {len(train)} training records; a reward model needs preferences "

@@ -8,15 +8,16 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_type_hints
 
 import torch
 
 from tutelage.algos.kl import AdaptiveKL
 from tutelage.core.config import to_dict
 from tutelage.core.errors import UserError, nearest
+from tutelage.core.files import sha256_file
 from tutelage.core.protocols import Judge, Progress, silent
 from tutelage.core.words import Example, Judgement, Prompt, Response
 from tutelage.judges.ensemble import NormalisedSum, scale_of, scaled_by
@@ -25,7 +26,7 @@ from tutelage.judges.rules import LanguageRule, LengthRule, RepetitionRule, func
 from tutelage.judges.span_model import SpanModelJudge
 from tutelage.judges.spans import RepetitionSpans, SpanJudge, StepJudge
 from tutelage.models.heads import load_reward
-from tutelage.models.load import Loaded, kind_of
+from tutelage.models.load import Loaded, kind_of, weights_digest
 from tutelage.models.lora import merge
 from tutelage.rollout.local import LocalEngine
 from tutelage.store.runs import Run, begin_or_reopen
@@ -88,17 +89,22 @@ ALGORITHMS: dict[str, Algorithm] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Unknown(ppo.PPOConfig):
-    """What the values of an unknown algorithm are bound to, so that all that is wrong with them is said at once."""
-
-    algorithm: Literal[tuple(ALGORITHMS)] = "ppo"
+def _any_algorithm() -> type:
+    """What the values of an unknown algorithm are bound to, so that all that is wrong with them is said at once: the settings
+    of all algorithms together, since a key may belong to the one that was meant."""
+    known: dict[str, tuple] = {"algorithm": ("algorithm", Literal[tuple(ALGORITHMS)], field(default="ppo"))}
+    for each in ALGORITHMS.values():
+        hints = get_type_hints(each.config)
+        for item in fields(each.config):
+            default = field(default=item.default) if item.default is not MISSING else field(default_factory=item.default_factory)
+            known.setdefault(item.name, (item.name, hints[item.name], default))
+    return make_dataclass("AnyAlgorithm", known.values(), frozen=True, kw_only=True, namespace={"REFUSED": RLConfig.REFUSED})
 
 
 def config_of(values: Mapping[str, Any]) -> type[RLConfig]:
     """The configuration of the algorithm that a recipe's values name (PPO where they name none)."""
     name = values.get("algorithm", "ppo")
-    return ALGORITHMS[name].config if name in ALGORITHMS else _Unknown
+    return ALGORITHMS[name].config if name in ALGORITHMS else _any_algorithm()
 
 
 class RLResult(NamedTuple):
@@ -136,6 +142,15 @@ def judge_by_name(name: str, *, dtype: str = "auto", device: str = "auto") -> Ju
     return RewardJudge.load(name, dtype=dtype, device=device)
 
 
+def reward_digest(name: str) -> str:
+    """What stands behind the name of a reward: of a model its weights, of a function its file, of a rule its name."""
+    kind, _, spec = name.partition(":")
+    if kind in FUNCTIONS and spec:
+        file = Path(spec.rpartition(":")[0])
+        return sha256_file(file) if file.is_file() else ""
+    return weights_digest(name) if Path(name).is_dir() else name
+
+
 def judge_of(config: RLConfig) -> Judge:
     """The judge that the configuration names: one reward, or several with their weights."""
     if not config.rewards:
@@ -165,13 +180,16 @@ def rl(
     algorithm = ALGORITHMS[config.algorithm]
     resolved = to_dict(config)
     run = begin_or_reopen(folder, kind="rl", config=resolved, seed=config.seed, resume=resume,
-                          parents=(config.model, *config.reward_names(), data_id))
+                          parents=(config.model, *config.reward_names(), *config.further_judges(), data_id))
     if run.finished():
         return RLResult(run.final, run.manifest["steps"], run.manifest["skipped"])
     torch.manual_seed(config.seed)
     with fast_matmuls(config.device):
         loaded = load_trainable(config.model, dtype=config.dtype, device=config.device, lora=config.lora,
                                 frozen_layers=config.frozen_layers)
+        named = () if judge else config.reward_names()
+        run.hold_to({f"model {config.model}": loaded.digest,
+                     **{f"reward {name}": reward_digest(name) for name in (*named, *config.further_judges())}})
         asked, skipped = fitting(loaded.tokenizer, prompts, config.max_prompt_tokens)
         judge = ScaledJudge(judge or judge_of(config))
         state = begin_state(config, loaded, judge)
@@ -216,6 +234,8 @@ def _value_trunk(config: RLConfig, loaded: Loaded) -> torch.nn.Module:
 
 def normalise(state: TrainState, config: RLConfig, prompts: Sequence[Prompt]) -> None:
     """Set the reward's mean and scale on the reference's own answers (C20), before anything has been learned."""
+    if isinstance(state.judge.inner, NormalisedSum):  # it may have judged an earlier run
+        state.judge.inner.scales = dict.fromkeys(state.judge.inner.names, (0.0, 1.0))
     if not config.normalise_on:
         return
     some = list(prompts)[: config.normalise_on]
@@ -244,11 +264,12 @@ def _loop(run: Run, state: TrainState, step: Callable, config: RLConfig, prompts
                 continue  # done before the run was killed
             if number >= config.steps:
                 break
-            begun = time.perf_counter()
+            begun, updates = time.perf_counter(), state.optimizer.updates
             try:
                 row = step(state, [prompts[i] for i in at], config).row
-            except UserError:  # a reward that is no number: what was learned before it stays
-                saver.before_error(number)
+            except Exception:  # a reward that is no number, a judge that is not reached: what was learned before it stays
+                if state.optimizer.updates == updates:
+                    saver.before_error(number)
                 raise
             state.engine.refresh()
             seconds = time.perf_counter() - begun

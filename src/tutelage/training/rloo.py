@@ -49,7 +49,7 @@ def step(state: TrainState, prompts: Sequence[Prompt], config: RLOOConfig) -> St
     rollouts = score(state.networks, state.engine.tokenizer, prompts, responses, config)
     signal = credit(rollouts, judgements, config, beta=state.kl.beta)
     sums = improve(state, rollouts, signal, config)
-    return report(state, responses, judgements, rollouts, signal, sums)
+    return report(state, responses, judgements, rollouts, signal, sums, in_groups=True)
 
 
 def credit(rollouts: Rollouts, judgements: Sequence[Judgement], config: RLOOConfig, *, beta: float) -> RewardSignal:

@@ -1,17 +1,18 @@
 """Answers to prompts, what judges say of them, and both as tensors: the first half of every on-policy step."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from tutelage.core.errors import UserError
 from tutelage.core.protocols import Engine, Judge
 from tutelage.core.words import Judgement, Prompt, Response, Sampling
 from tutelage.text.chat import render_prompt
 from tutelage.text.mask import Row
-from tutelage.text.pack import family_batches
+from tutelage.text.pack import family_batches, micro_batches
 from tutelage.training.actor_critic import Networks
 from tutelage.training.batch import Rollouts, collate
 from tutelage.training.dense import span_rewards
@@ -41,6 +42,26 @@ def judge_all(judge: Judge, prompts: Sequence[Prompt], responses: Sequence[Respo
     return out
 
 
+def _rows(prompt_ids: Mapping[str, list[int]], responses: Sequence[Response]) -> list[Row]:
+    return [Row(prompt_ids[r.prompt_id] + list(r.token_ids), [0.0] * len(prompt_ids[r.prompt_id]) + [1.0] * len(r.token_ids))
+            for r in responses]
+
+
+@torch.no_grad()
+def logps_of(model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], responses: Sequence[Response],
+             config: ScoreConfig) -> list[float]:
+    """Log-prob under `model` of each response's own token ids, nats, at `config.temperature`."""
+    networks = Networks(model, reference=None, heads=())
+    rows = _rows({prompt.id: render_prompt(tokenizer, prompt) for prompt in prompts}, responses)
+    out = [0.0] * len(rows)
+    for group in micro_batches([len(row.token_ids) for row in rows], token_budget=config.token_budget):
+        batch = collate([rows[at] for at in group], device=next(model.parameters()).device)
+        logp_BT = networks.forward(batch.token_BT, batch.acted_BT, temperature=config.temperature, entropy=False).logp_BT
+        for at, logp in zip(group, logp_BT.sum(1).tolist(), strict=True):  # 0 where not acted
+            out[at] = logp
+    return out
+
+
 def score(
     networks: Networks, tokenizer: Any, prompts: Sequence[Prompt], responses: Sequence[Response], config: ScoreConfig, *,
     judgements: Sequence[Judgement] = (),
@@ -52,8 +73,7 @@ def score(
     device = next(networks.parameters()).device
     prompt_ids = {prompt.id: render_prompt(tokenizer, prompt) for prompt in prompts}
     number = {prompt.id: at for at, prompt in enumerate(prompts)}
-    rows = [Row(prompt_ids[r.prompt_id] + list(r.token_ids), [0.0] * len(prompt_ids[r.prompt_id]) + [1.0] * len(r.token_ids))
-            for r in responses]
+    rows = _rows(prompt_ids, responses)
     batch = collate(rows, device=device)
     sampler_BT, logp_BT, ref_BT, entropy_BT = (torch.zeros(batch.token_BT.shape, device=device) for _ in range(4))
     value_BT, cost_BT = (None if head is None else torch.zeros(batch.token_BT.shape, device=device)

@@ -106,6 +106,7 @@ def sft(
     with fast_matmuls(config.device):
         loaded = load_trainable(config.model, dtype=config.dtype, device=config.device, lora=config.lora,
                                 frozen_layers=config.frozen_layers, gradient_checkpointing=config.gradient_checkpointing)
+        run.hold_to({f"model {config.model}": loaded.digest})
         rows, skipped = tokenise(loaded, train, config)
         val_rows, _ = tokenise(loaded, val, config)
         task = SFTTask(loaded, rows, val_rows, config)

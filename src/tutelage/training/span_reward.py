@@ -140,6 +140,7 @@ def span_reward(
     torch.manual_seed(config.seed)
     with fast_matmuls(config.device):
         model, tokenizer, digest = load_token_classifier(config, labels, progress=progress)
+        run.hold_to({f"model {config.model}": digest})
         items = [items_of(tokenizer, part, labels, config) for part in (train, val)]
         if not items[0]:
             raise UserError(f"no sentence of the {len(train)} answers ends within max_tokens={config.max_tokens}; raise it")

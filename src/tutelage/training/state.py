@@ -1,9 +1,10 @@
 """What a checkpoint holds, written as safetensors and JSON: nothing is pickled.
 
 Every random draw of a loop comes from (seed, epoch, step, prompt id, index), so counters are its whole random state.
-torch's own generator is kept all the same, for user-defined rewards that draw from it.
+The generators of torch, Python and numpy are kept all the same, for rewards of the user's own that draw from them.
 """
 
+import random
 import signal
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -41,7 +43,8 @@ def write_state(folder: Path, *, tensors: dict[str, Tensor], facts: dict[str, An
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
     save_tensors(tensors, folder / "state.safetensors")
-    write_json(folder / "state.json", facts)
+    kind, keys, *rest = np.random.get_state()
+    write_json(folder / "state.json", {**facts, "random": {"python": random.getstate(), "numpy": [kind, keys.tolist(), *rest]}})
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -53,7 +56,7 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and facts of a checkpoint; sets torch's generator back."""
+    """Tensors and facts of a checkpoint; sets the generators back."""
     try:
         tensors = load_file(folder / "state.safetensors")
         facts = read_json(folder / "state.json")
@@ -63,6 +66,10 @@ def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     cuda = tensors.pop("rng.cuda", None)
     if cuda is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(cuda)
+    drawn = facts.pop("random")
+    version, keys, gauss = drawn["python"]
+    random.setstate((version, tuple(keys), gauss))
+    np.random.set_state((drawn["numpy"][0], np.array(drawn["numpy"][1], dtype=np.uint32), *drawn["numpy"][2:]))
     return tensors, facts
 
 

@@ -150,18 +150,19 @@ def value_diverges(rows: Sequence[Row]) -> str:
 
 
 def flat_groups(rows: Sequence[Row]) -> str:
-    for name in ("flat_groups", "zero_std_groups"):
-        if lasting(rows, name, 2, lambda share: share >= 0.8):
-            return f"in {100 * now(rows, name):.0f} % of the groups all answers have the same score, and teach nothing"
+    # logged by the algorithms that compare the answers to one prompt; the others learn from what differs between prompts
+    if lasting(rows, "flat_groups", 2, lambda share: share >= 0.8):
+        return f"in {100 * now(rows, 'flat_groups'):.0f} % of the groups all answers have the same score, and teach nothing"
     if lasting(rows, "score_std", 2, lambda spread: spread < 1e-6):
         return "all answers of the step have the same score, and teach nothing"
     return ""
 
 
 def gradient_explodes(rows: Sequence[Row]) -> str:
-    norm, before = now(rows, "grad_norm"), usual(rows, "grad_norm")
-    if norm is not None and (not math.isfinite(norm) or (before is not None and norm > max(20 * before, 1.0))):
-        return f"the gradient norm is {norm:.3g}" + (f", and was about {before:.3g}" if before is not None else "")
+    for name, whose in (("grad_norm", "the gradient norm"), ("cost_grad_norm", "the gradient norm of the critic of costs")):
+        norm, before = now(rows, name), usual(rows, name)
+        if norm is not None and (not math.isfinite(norm) or (before is not None and norm > max(20 * before, 1.0))):
+            return f"{whose} is {norm:.3g}" + (f", and was about {before:.3g}" if before is not None else "")
     return ""
 
 
