@@ -6,7 +6,7 @@ need more units than an evaluation of a few hundred prompts can give them.
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,7 +118,7 @@ def bootstrap_total(rows: ArrayLike, statistic: Callable[[NDArray], float], *, s
     sums = _sum_by_cluster(table, clusters)
     if len(sums) < 2:
         raise ValueError("a bootstrap needs at least 2 independent units (clusters); got 1")
-    draws = np.array([statistic(total) for weights in _draws(len(sums), resamples, seed) for total in weights @ sums])
+    draws = np.array([statistic(total) for weights in cluster_draws(len(sums), resamples, seed) for total in weights @ sums])
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     estimate = float(statistic(table.sum(axis=0)))
     return Interval(estimate=estimate, low=min(float(low), estimate), high=max(float(high), estimate), n=len(sums), level=level)
@@ -161,14 +161,19 @@ def _sum_by_cluster(table: NDArray, clusters: Sequence[Hashable] | None) -> NDAr
         return table
     if len(clusters) != len(table):
         raise ValueError(f"one cluster name a row: {len(table)} rows but {len(clusters)} names")
-    place: dict[Hashable, int] = {}
-    index = np.array([place.setdefault(name, len(place)) for name in clusters])
-    sums = np.zeros((len(place), table.shape[1]))
+    index = cluster_index(clusters)
+    sums = np.zeros((index.max() + 1, table.shape[1]))
     np.add.at(sums, index, table)
     return sums
 
 
-def _draws(count: int, resamples: int, seed: int) -> Iterator[NDArray]:
+def cluster_index(names: Iterable[Hashable]) -> NDArray:
+    """Number of the cluster of each row, int64, from 0 in the order of first appearance."""
+    place: dict[Hashable, int] = {}
+    return np.array([place.setdefault(name, len(place)) for name in names], dtype=np.int64)
+
+
+def cluster_draws(count: int, resamples: int, seed: int) -> Iterator[NDArray]:
     """Blocks of (draws, count): how often each unit was drawn.  Blocks keep memory under about 32 MB."""
     generator = np.random.default_rng(seed)
     block = max(1, 4_000_000 // count)
