@@ -9,8 +9,9 @@ The same loop as `tutelage rl`: a model or reward model that comes as an object 
 into the run's folder once, so that the reference is fixed and the run can be resumed), and the result is a folder.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,19 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from tutelage import api
-from tutelage.commands.rl import JOB
-from tutelage.commands.training import Plan, config_from, execute, free_name, with_models
+from tutelage.commands.rl import JOB, with_demonstrations
+from tutelage.commands.training import (
+    Plan,
+    check_run_name,
+    check_same_data,
+    config_from,
+    digest_of,
+    execute,
+    free_name,
+    with_models,
+    with_what_is_beside,
+)
 from tutelage.core.errors import UserError
-from tutelage.core.files import canonical_json, sha256_bytes
 from tutelage.core.protocols import Judge, Progress, silent
 from tutelage.core.words import Message, Prompt, Response
 from tutelage.data.snapshot import Rows
@@ -32,7 +42,7 @@ from tutelage.models.load import MANIFEST, NAMES, best_device, best_dtype, kind_
 from tutelage.recipes import find_workspace, model_of, read_settings, short_name
 from tutelage.rollout.local import LocalEngine
 from tutelage.store.runs import Run
-from tutelage.training.rl import judge_by_name, rl
+from tutelage.training.rl import config_of, judge_by_name, rl
 from tutelage.training.trackers import check_names
 
 RewardFn = Callable[[list, list[str]], Sequence[float]]
@@ -76,7 +86,7 @@ class Pipeline:
                             "Settings of the training go to .train(...)")
         self.model, self.reward_model, self.options = model, reward_model, options
 
-    def train(self, *, prompts: str | Sequence[str | Prompt], num_iterations: int | None = None, **more: Any) -> Trained:
+    def train(self, *, prompts: str | Iterable[str | Prompt], num_iterations: int | None = None, **more: Any) -> Trained:
         """The keywords are those of `tutelage.train`."""
         return train(self.model, reward_model=self.reward_model, prompts=prompts, num_iterations=num_iterations,
                      **{**self.options, **more})
@@ -85,7 +95,7 @@ class Pipeline:
 def train(
     model: Any,
     *,
-    prompts: str | Sequence[str | Prompt],
+    prompts: str | Iterable[str | Prompt],
     reward_fn: RewardFn | None = None,
     reward_model: Any = None,
     algorithm: str = "ppo",
@@ -107,37 +117,44 @@ def train(
     model, reward_model: a name, a folder, a run, or a loaded transformers object.
     reward_fn: f(prompts, responses) -> one number a response; two lists of equal length, prompts as they were given.
     reward_label: which label of a classifier is the reward.  reward_reads: "both" question and answer, or the "response" alone.
+    resume: go on with `run` where it was begun, with the same settings and prompts.
     UserError where a tokenizer, a label or a reward cannot be known, and for every wrong setting at once.
     """
     place = find_workspace(workspace)
-    asked = as_prompts(prompts)
+    check_run_name(run)
+    if resume and run is None:
+        raise UserError("resume=True needs run=, the name of the run that is to go on (a folder of runs/)")
+    given = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
+    asked = as_prompts(given)
     folder = place / "runs" / (run or free_name(place / "runs", "rl"))
     named = isinstance(model, (str, Path)) and tokenizer is None
     values = {
         "algorithm": algorithm, "data": "prompts", "model": str(model) if named else str(folder / GIVEN),
-        **_of_object(model), **_sizes(asked, settings), **_steps(num_iterations, settings), **settings}
-    judge, label = judge_of(reward_fn, reward_model, reward_tokenizer, reward_label, reward_reads, prompts=asked, given=prompts,
+        **_of_object(model), **_sizes(asked, algorithm, settings), **_steps(num_iterations, settings), **settings}
+    judge, label = judge_of(reward_fn, reward_model, reward_tokenizer, reward_label, reward_reads, prompts=asked, given=given,
                             place=place, settings=settings)
     if label:
         values["reward"] = label
     config = with_models(config_from(JOB, values, {}, place), JOB, place)
     track = tuple(dict.fromkeys([*track, *read_settings(place).track]))
     check_names(track)
-    if (folder / "manifest.json").exists() and not resume:
+    begun = (folder / "manifest.json").exists()
+    if begun and not resume:
         raise UserError(f"a run already stands in {folder}; go on with it by resume=True, or choose another name with run=")
+    rows = with_demonstrations(Rows("prompts", {"train": asked, "val": [], "test": []}), config, place, warn)
+    data_id = with_what_is_beside(f"prompts@{digest_of(asked)}", rows)
+    if begun:
+        check_same_data(Run(folder), data_id)
     if not named and not (resume and (folder / GIVEN / MANIFEST).exists()):
         put_object(model, tokenizer, folder / GIVEN, place)
-    digest = sha256_bytes(canonical_json([prompt.to_dict() for prompt in asked]).encode("utf-8", "surrogatepass"))[:8]
-    plan = Plan(job=replace(JOB, train=partial(rl, judge=judge)), config=config, workspace=place, folder=folder,
-                rows=Rows("prompts", {"train": asked, "val": [], "test": []}), data_id=f"prompts@{digest}", resume=resume,
-                track=track)
+    plan = Plan(job=replace(JOB, train=partial(rl, judge=judge)), config=config, workspace=place, folder=folder, rows=rows,
+                data_id=data_id, resume=resume, track=track)
     made = execute(plan, progress=progress, warn=warn)
     return Trained(made.path, made.steps, made.skipped, config.device)
 
 
-def as_prompts(prompts: str | Sequence[str | Prompt]) -> list[Prompt]:
-    """One string or several, each a user's turn."""
-    given = [prompts] if isinstance(prompts, (str, Prompt)) else list(prompts)
+def as_prompts(given: Sequence[str | Prompt]) -> list[Prompt]:
+    """Each string is a user's turn."""
     if not given:
         raise UserError("prompts is empty; give one string or a list of strings")
     for at, each in enumerate(given):
@@ -146,11 +163,13 @@ def as_prompts(prompts: str | Sequence[str | Prompt]) -> list[Prompt]:
     return [each if isinstance(each, Prompt) else Prompt(messages=(Message(role="user", text=each),)) for each in given]
 
 
-def _sizes(prompts: Sequence[Prompt], settings: dict[str, Any]) -> dict[str, int]:
-    """A step of all prompts where they are few, and enough answers to each to tell good from bad."""
+def _sizes(prompts: Sequence[Prompt], algorithm: str, settings: dict[str, Any]) -> dict[str, int]:
+    """A step of `RESPONSES`: as many to a prompt as the algorithm is made for, more where the prompts are too few for that."""
     if "prompts_per_step" in settings or "responses_per_prompt" in settings:
         return {}
-    many = min(16, len({prompt.id for prompt in prompts}))
+    defaults = {each.name: each.default for each in fields(config_of({"algorithm": algorithm}))}
+    n = defaults["responses_per_prompt"]
+    many = min(len({prompt.id for prompt in prompts}), max(1, RESPONSES // n))
     return {"prompts_per_step": many, "responses_per_prompt": RESPONSES // many}
 
 
@@ -176,11 +195,21 @@ def put_object(model: Any, tokenizer: Any, folder: Path, place: Path) -> None:
     if isinstance(model, (str, Path)):
         model = load(model_of(str(model), place)).model
     tokenizer = tokenizer_of(model, tokenizer, keyword="tokenizer")
+    if isinstance(model, PeftModel):
+        model = _merged_copy(model)
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise UserError(f"the tokenizer has {len(tokenizer)} tokens and the model embeds {rows}; give the model's own "
                         "tokenizer, or call model.resize_token_embeddings(len(tokenizer)) first")
     save(model, tokenizer, folder, manifest={"kind": "given"})
+
+
+def _merged_copy(model: PeftModel) -> PreTrainedModel:
+    """What a model with adapters computes, as a plain one: its base may have been changed in memory, or have no name."""
+    if not hasattr(model, "merge_and_unload"):
+        raise UserError(f"model is a {type(model).__name__} of {model.active_peft_config.peft_type.value}, which cannot be "
+                        "merged into a plain model; give its base model, or one with LoRA adapters")
+    return copy.deepcopy(model).merge_and_unload()
 
 
 def tokenizer_of(model: Any, given: Any, *, keyword: str) -> Any:
@@ -206,7 +235,7 @@ def _folder(name: str) -> Path:
 
 def judge_of(
     reward_fn: RewardFn | None, reward_model: Any, tokenizer: Any, label: str | int | None, reads: str, *,
-    prompts: Sequence[Prompt], given: Any, place: Path, settings: dict[str, Any],
+    prompts: Sequence[Prompt], given: Sequence[str | Prompt], place: Path, settings: dict[str, Any],
 ) -> tuple[Judge | None, str]:
     """The judge and what to call it in the configuration; (None, "") where the settings name the reward themselves."""
     named = [key for key in ("reward", "rewards") if settings.get(key)]
@@ -214,8 +243,10 @@ def judge_of(
         raise UserError("say what is rewarded, once: reward_fn=f(prompts, responses), or reward_model= a name, a folder or a "
                         "loaded model, or one of the settings reward= and rewards=")
     if named:
+        _refuse_for_classifiers(f"{named[0]}=", tokenizer, label, reads)
         return None, ""
     if reward_fn is not None:
+        _refuse_for_classifiers("reward_fn=", tokenizer, label, reads)
         name = getattr(reward_fn, "__name__", type(reward_fn).__name__)
         return FunctionJudge(_on_texts(reward_fn, prompts, given), id=f"rule:{name}"), f"function:{name}"
     if isinstance(reward_model, (str, Path)):
@@ -228,10 +259,20 @@ def judge_of(
     return judge, judge.id
 
 
-def _on_texts(reward_fn: RewardFn, prompts: Sequence[Prompt], given: Any) -> Callable[[list[Prompt], list[Response]], Any]:
+def _refuse_for_classifiers(reward: str, tokenizer: Any, label: str | int | None, reads: str) -> None:
+    """UserError for what says how a classifier is read, where the reward is none."""
+    unread = [name for name, given in (("reward_tokenizer", tokenizer is not None), ("reward_label", label is not None),
+                                       ("reward_reads", reads != "both")) if given]
+    if unread:
+        raise UserError(f"{', '.join(unread)}: only a classifier given as reward_model is read so, and the reward is {reward}; "
+                        "leave it out")
+
+
+def _on_texts(
+    reward_fn: RewardFn, prompts: Sequence[Prompt], given: Sequence[str | Prompt]
+) -> Callable[[list[Prompt], list[Response]], Any]:
     """The user's function sees prompts as they were given and the texts of the responses."""
-    listed = [given] if isinstance(given, (str, Prompt)) else list(given)
-    as_given = {prompt.id: each for prompt, each in zip(prompts, listed, strict=True)}
+    as_given = {prompt.id: each for prompt, each in zip(prompts, given, strict=True)}
     return lambda asked, responses: reward_fn([as_given[prompt.id] for prompt in asked], [r.text for r in responses])
 
 
@@ -242,6 +283,7 @@ def _named_judge(
     where = {"dtype": settings.get("dtype", "auto"), "device": settings.get("device", "auto")}
     spoken = name.startswith(("rule:", "python:", "python-spans:", "python-steps:"))
     if spoken or kind_of(name) in ("reward", "cost", "span-reward"):
+        _refuse_for_classifiers(name, tokenizer, label, reads)
         return judge_by_name(name, **where), name
     folder = _folder(name)
     device = best_device(where["device"])

@@ -1,11 +1,15 @@
 """`tutelage blend`: from two LoRA runs to one model that every command takes."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from calling import QUICK, call
 from safetensors.torch import load_file
 
 import tutelage
+from tutelage.commands import blend as blend_command
 from tutelage.core.errors import UserError
 from tutelage.models.load import load
 
@@ -75,6 +79,8 @@ def test_the_same_from_python_and_the_ends_are_the_members(soup):
         (["--weights", "long=0.5,long=0.5"], "stands twice"),
         (["--weights", "long=0.5,nothing=0.5"], 'no model named "nothing"'),
         (["--weights", "long=0.5,test=0.5"], "are adapters and test are whole models"),
+        (["--weights", "long=0.5,fresh=0.5", "--run", "a/b"], "the name of a run is a folder name"),
+        (["--weights", "long=0.5,fresh=0.5", "--run", "../out"], "the name of a run is a folder name"),
     ],
 )
 def test_what_cannot_be_blended_leaves_no_run(soup, words, message):
@@ -82,6 +88,44 @@ def test_what_cannot_be_blended_leaves_no_run(soup, words, message):
     done = call("blend", *words, "--workspace", soup)
     assert done.code == 2 and message in done.err
     assert sorted(path.name for path in (soup / "runs").iterdir()) == before
+
+
+@pytest.fixture
+def odd(soup, tmp_path):
+    """A copy of the run `fresh` whose adapter has another alpha."""
+    folder = shutil.copytree(soup / "runs" / "fresh" / "final", tmp_path / "odd")
+    path = folder / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "lora_alpha": 7}))
+    return folder
+
+
+def test_a_blend_that_fails_late_does_not_block_its_name(soup, odd):
+    words = ["--weights", f"long=0.5,{odd}=0.5", "--run", "mix", "--workspace", soup]
+    done = call("blend", *words, "--method", "factors")
+    assert done.code == 2 and "one rank and alpha" in done.err
+    assert not (soup / "runs" / "mix").exists()
+    done = call("blend", *words, "--method", "weights")
+    assert done.code == 0, done.err
+    assert sorted(path.name for path in (soup / "runs" / "mix").iterdir()) == ["config.yaml", "final", "manifest.json"]
+    assert call("runs", "verify", "--workspace", soup).code == 0
+
+
+def test_a_blend_that_was_killed_does_not_block_its_name(soup, monkeypatch):
+    """Killed: nothing is tidied up.  What the first try had written must not come into the second's result."""
+
+    def killed(weights, folder, **more):
+        (folder / "left").mkdir(parents=True)
+        (folder / "left" / "over.safetensors").write_text("half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(blend_command, "blend", killed)
+        patch.setattr(shutil, "rmtree", lambda *a, **k: None)
+        with pytest.raises(KeyboardInterrupt):
+            blend_command.blend_runs("long=0.5,fresh=0.5", workspace=soup, run="shot")
+    made = tutelage.blend("long=0.5,fresh=0.5", workspace=soup, run="shot")
+    assert sorted(path.name for path in made.parent.iterdir()) == ["config.yaml", "final", "manifest.json"]
+    assert not (made / "left").exists()
 
 
 def test_unnormalised_weights_are_allowed_when_asked_for(soup):

@@ -7,6 +7,7 @@ import pytest
 from calling import QUICK, TWO_STEPS, call, write_lines
 
 import tutelage
+from tutelage.data.snapshot import load_rows
 from tutelage.store.runs import Run
 from tutelage.training.prefer import PreferConfig
 
@@ -46,6 +47,22 @@ def test_votes_are_for_kto(workspace):
     assert "method=kto" in refused.err
     done = call("prefer", "data=votes.jsonl", "method=kto", *TWO_STEPS)
     assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize("method", ["kto", "dpo"])
+def test_the_closing_line_counts_the_pairs_that_were_ranked(workspace, method):
+    """KTO learns nothing of ties, so they are none of the pairs of its accuracy."""
+    rows = [
+        {"prompt": f"Question {at}?", "chosen": f"Yes {at}.", "rejected": f"No {at}.", "soft_label": 0.5 if at % 2 else 1.0}
+        for at in range(80)
+    ]
+    file = write_lines(workspace / "ties.jsonl", rows)
+    val = load_rows(file, workspace).splits["val"]
+    wanted = sum(record.soft_label == 1.0 for record in val) if method == "kto" else len(val)
+    assert method == "dpo" or 0 < wanted < len(val)
+    done = call("prefer", "data=ties.jsonl", f"method={method}", *TWO_STEPS)
+    assert done.code == 0, done.err
+    assert f"% of the {wanted} validation pairs" in done.out
 
 
 def test_conversations_are_refused(trained):

@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
-from calling import call
+import yaml
+from calling import call, write_lines
+from peft import PromptTuningConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
 import tutelage
@@ -14,6 +16,7 @@ from tutelage.judges.classifier import ClassifierJudge, log_odds, rewarded_label
 from tutelage.judges.reward_model import RewardJudge
 from tutelage.models.heads import reward_model, save_scalar
 from tutelage.models.load import load
+from tutelage.models.lora import add_lora
 from tutelage.models.tiny import byte_tokenizer, tiny_llama
 from tutelage.store.runs import Run
 
@@ -142,6 +145,121 @@ def test_a_reward_by_name_is_that_of_the_recipes(tmp_path):
     assert Run(made.path.parent).manifest["parents"][1] == "rule:repetition"
 
 
+def begun(place, run="cut", reward_fn=lengths, **more):
+    """A run that ends at its first reward: its settings, and nothing learned."""
+
+    def stop(prompts, responses):
+        raise UserError("no reward yet")
+
+    stop.__name__ = reward_fn.__name__  # what the configuration calls it
+    with pytest.raises(UserError, match="no reward yet"):
+        tutelage.train("test", reward_fn=stop, workspace=place, run=run, **{"prompts": PROMPTS, **QUICK, **more})
+    return yaml.safe_load((place / "runs" / run / "config.yaml").read_text())
+
+
+@pytest.mark.parametrize(
+    "algorithm, many, n",  # of 40 prompts a step asks `many`, each n times, the algorithm's own number
+    [
+        ("ppo", 16, 2),
+        ("a2c", 16, 2),
+        ("reinforce", 16, 2),
+        ("rloo", 8, 4),
+        ("remax", 32, 1),
+        ("grpo", 8, 4),
+        ("online_dpo", 16, 2),
+        ("best_of_n", 8, 4),
+        ("expert_iteration", 4, 8),
+    ],
+)
+def test_a_step_draws_as_many_answers_to_a_prompt_as_the_algorithm_is_made_for(tmp_path, algorithm, many, n):
+    config = begun(tmp_path, algorithm=algorithm, prompts=[f"Say {k}." for k in range(40)], num_iterations=1)
+    assert (config["prompts_per_step"], config["responses_per_prompt"]) == (many, n)
+
+
+def test_few_prompts_get_more_answers_each_and_never_fewer_than_the_algorithm_is_made_for(tmp_path):
+    wanted = [("a", 3, "grpo", (3, 10)), ("b", 6, "expert_iteration", (4, 8)), ("c", 1, "ppo", (1, 32))]
+    for run, count, algorithm, sizes in wanted:
+        config = begun(tmp_path, run, algorithm=algorithm, prompts=[f"Say {k}." for k in range(count)], num_iterations=1)
+        assert (config["prompts_per_step"], config["responses_per_prompt"]) == sizes
+    config = begun(tmp_path, "d", responses_per_prompt=3, num_iterations=1)  # who says one of them gets the recipe's other
+    assert (config["prompts_per_step"], config["responses_per_prompt"]) == (16, 3)
+
+
+def test_prompts_may_come_from_a_generator(tmp_path):
+    reward = Recorder()
+    made = tutelage.train(
+        "test", reward_fn=reward, prompts=(each for each in PROMPTS), num_iterations=1, workspace=tmp_path, **QUICK
+    )
+    assert made.steps == 1 and sorted(set(reward.calls[0][0])) == PROMPTS
+
+
+@pytest.mark.parametrize(
+    "reward", [{"reward_fn": lengths}, {"reward_model": "rule:repetition"}, {"reward": "rule:repetition"}, {}]
+)
+@pytest.mark.parametrize("option", [{"reward_tokenizer": "test"}, {"reward_label": 0}, {"reward_reads": "response"}])
+def test_how_a_classifier_is_read_is_refused_where_none_is_asked(tmp_path, reward, option):
+    if not reward:  # a reward model of ours
+        loaded = load("test", device="cpu")
+        reward = {"reward_model": save_scalar(reward_model(loaded.model), loaded.tokenizer, tmp_path / "rm",
+                                              manifest={"kind": "reward"})}
+    with pytest.raises(UserError, match=f"{next(iter(option))}: only a classifier given as reward_model is read so"):
+        tutelage.train("test", prompts=PROMPTS, num_iterations=1, workspace=tmp_path, **reward, **option, **QUICK)
+    assert not (tmp_path / "runs").exists()
+
+
+# -- demonstrations ------------------------------------------------------------------------------------------------
+
+
+def shown(path, answer="yes"):
+    return write_lines(path, [{"instruction": f"Say {k}.", "output": answer} for k in range(12)])
+
+
+def test_demonstrations_are_read_as_by_the_command(tmp_path):
+    more = {"ptx_coef": 0.5, "ptx_data": str(shown(tmp_path / "shown.jsonl")), "num_iterations": 1}
+    made = tutelage.train("test", reward_fn=lengths, prompts=PROMPTS, workspace=tmp_path, **more, **QUICK)
+    assert made.metrics[0]["ptx_loss"] > 0
+
+
+# -- going on ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_with_its_own_prompts_only(tmp_path):
+    begun(tmp_path, num_iterations=1)
+    again = {"reward_fn": lengths, "num_iterations": 1, "workspace": tmp_path, "run": "cut", "resume": True, **QUICK}
+    for other in ([*PROMPTS[:2], "Say d."], PROMPTS[::-1]):  # the order too: a step's prompts are drawn by their places
+        with pytest.raises(UserError, match="was begun on prompts@.* and the data are prompts@"):
+            tutelage.train("test", prompts=other, **again)
+    assert tutelage.train("test", prompts=PROMPTS, **again).steps == 1
+    with pytest.raises(UserError, match="was begun on prompts@"):  # finished, its model is of other prompts all the same
+        tutelage.train("test", prompts=PROMPTS[::-1], **again)
+
+
+def test_a_run_goes_on_with_its_own_demonstrations_only(tmp_path):
+    file = shown(tmp_path / "shown.jsonl")
+    more = {"ptx_coef": 0.5, "ptx_data": str(file), "num_iterations": 1}
+    begun(tmp_path, **more)
+    again = {"reward_fn": lengths, "prompts": PROMPTS, "workspace": tmp_path, "run": "cut", "resume": True, **more, **QUICK}
+    shown(file, answer="no")
+    with pytest.raises(UserError, match=r"was begun on prompts@(\w+)\+ptx@(\w+), and the data are prompts@\1\+ptx@(?!\2)"):
+        tutelage.train("test", **again)
+    shown(file)
+    assert tutelage.train("test", **again).steps == 1
+
+
+def test_what_is_to_go_on_has_to_be_named(tmp_path):
+    begun(tmp_path, num_iterations=1)
+    with pytest.raises(UserError, match="resume=True needs run="):
+        tutelage.train("test", reward_fn=lengths, prompts=PROMPTS, num_iterations=1, workspace=tmp_path, resume=True, **QUICK)
+    assert [each.name for each in (tmp_path / "runs").iterdir()] == ["cut"]
+
+
+@pytest.mark.parametrize("run", ["../out", "a/b", "..", "", "a b"])
+def test_a_run_lies_in_the_folder_of_runs(tmp_path, run):
+    with pytest.raises(UserError, match="the name of a run is a folder name"):
+        tutelage.train("test", reward_fn=lengths, prompts=PROMPTS, num_iterations=1, workspace=tmp_path / "w", run=run, **QUICK)
+    assert not list(tmp_path.iterdir())
+
+
 # -- objects -------------------------------------------------------------------------------------------------------
 
 
@@ -159,6 +277,33 @@ def test_a_loaded_model_is_trained_from_its_own_weights_and_left_as_it_was(tmp_p
     assert (
         moved and (trained["model.embed_tokens.weight"] - before["model.embed_tokens.weight"]).abs().max() == 0
     )  # LoRA: linears
+
+
+def test_a_model_with_adapters_is_trained_from_what_it_computes(tmp_path):
+    """Its base has no name and was changed in memory: an adapter alone would lose it."""
+    tokens = torch.arange(40, 60)[None]
+    model = add_lora(tiny_llama(seed=3), rank=2, alpha=4.0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or "layernorm" in name:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+        wanted = model.eval()(input_ids=tokens).logits
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    made = tutelage.train(
+        model, tokenizer=byte_tokenizer(), reward_fn=lengths, prompts=PROMPTS, num_iterations=1, workspace=tmp_path, **QUICK
+    )
+    given = made.path.parent / "given"
+    with torch.no_grad():
+        got = load(str(given), device="cpu", dtype="float32").model(input_ids=tokens).logits
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    after = model.state_dict()  # still with its adapters
+    assert set(after) == set(before) and all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_adapters_that_are_no_change_of_weights_are_refused(tmp_path):
+    model = get_peft_model(tiny_llama(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
+    with pytest.raises(UserError, match="PROMPT_TUNING, which cannot be merged into a plain model"):
+        tutelage.train(model, tokenizer=byte_tokenizer(), reward_fn=lengths, prompts=PROMPTS, workspace=tmp_path, **QUICK)
 
 
 def test_the_tokenizer_is_taken_from_the_models_own_name(tmp_path):

@@ -174,6 +174,22 @@ def test_resuming_on_other_data_or_settings_is_refused(chat, workspace, monkeypa
     assert done.code == 2 and "was begun on chat.jsonl@" in done.err
 
 
+def test_resuming_with_other_demonstrations_is_refused(trained, tmp_path):
+    """PPO-ptx learns from them in every update: a run of two files would be neither's."""
+    place = shutil.copytree(trained, tmp_path / "copy")
+    file = write_lines(tmp_path / "shown.jsonl", instructions(12))
+    words = ["rl", "data=chat", *QUICK, "reward=rule:length", "steps=1", "prompts_per_step=2", "max_tokens=4", "normalise_on=0",
+             "lora.rank=4", "ptx_coef=0.1", f"ptx_data={file}", "--no-check", "--workspace", place]
+    done = call(*words, "--run", "mixed")
+    assert done.code == 0, done.err
+    again = ["rl", "--run", "mixed", "--resume", "--workspace", place]
+    assert call(*again).code == 0
+    write_lines(file, instructions(13))
+    done = call(*again)
+    assert done.code == 2 and "was begun on chat@" in done.err and done.err.count("+ptx@") == 2
+    assert "ptx" not in Run(place / "runs" / "rl-0001").manifest["parents"][-1]  # only where something is mixed in
+
+
 def test_a_finished_run_is_shown_again_when_resumed(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "copy")
     done = call("sft", "--run", "sft-0001", "--resume", "--workspace", tmp_path / "copy")

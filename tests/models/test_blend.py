@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
-from safetensors.numpy import load_file
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tutelage.core.errors import UserError
@@ -163,6 +163,36 @@ def test_what_does_not_belong_together_is_refused(place, tmp_path):
     with pytest.raises(UserError, match="method must be one of weights, factors"):
         blend({final(place, "a"): 0.5, final(place, "b"): 0.5}, tmp_path / "x", method="slerp")
     assert not (tmp_path / "x").exists()
+
+
+def test_adapters_of_embeddings_are_refused(place, tmp_path):
+    """Their factors lie the other way round (lora_embedding_A is [rank, tokens]), so joining them as linear ones is wrong."""
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["embed_tokens", "q_proj"], task_type="CAUSAL_LM")
+    for name in "ef":
+        save_adapter(get_peft_model(tiny_llama(), config), tmp_path / name, manifest={"base": "test", "parents": ["b" * 8, ""]})
+        file = tmp_path / name / "adapter_model.safetensors"
+        kept = {key: value for key, value in load_file(file).items() if "lora_" in key}  # peft adds the embedding itself
+        assert sum("lora_embedding_" in key for key in kept) == 2 and len(kept) > 2
+        save_file(kept, file)
+    for method in ("weights", "factors"):
+        with pytest.raises(UserError, match="adapts more than linear layers .*lora_embedding_"):
+            blend({str(tmp_path / "e"): 0.5, str(tmp_path / "f"): 0.5}, tmp_path / "x", method=method)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("key, value", [
+    ("layers_to_transform", [0]), ("layers_pattern", "layers"), ("exclude_modules", ["up_proj"]), ("use_qalora", True),
+    ("lora_bias", True), ("target_parameters", ["mlp.weight"]), ("layer_replication", [[0, 1]]),
+    ("trainable_token_indices", [3]), ("alora_invocation_tokens", [3]),
+])
+def test_adapters_with_settings_that_a_blend_would_not_keep_are_refused(place, tmp_path, key, value):
+    """The blend's configuration is the first member's: the layers that it leaves out would be dropped of all the others."""
+    folder = shutil.copytree(place[0] / "a" / "final" / "adapter", tmp_path / "odd")
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    for pair in ((str(folder), final(place, "b")), (final(place, "b"), str(folder))):
+        with pytest.raises(UserError, match=f"odd is no plain LoRA adapter \\(LORA, {key}\\)"):
+            blend(dict.fromkeys(pair, 0.5), tmp_path / "x")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from tutelage.data import starter
 from tutelage.judges.rules import FunctionJudge
 from tutelage.models.load import Loaded
 from tutelage.models.lora import add_lora
+from tutelage.preflight.setup import LONGEST_ANSWER
 from tutelage.rollout.generic import GenericNet
 from tutelage.rollout.local import LocalEngine
 from tutelage.text.chat import render_prompt
@@ -27,8 +28,10 @@ from tutelage.training.a2c import A2CConfig
 from tutelage.training.cost import CostConfig
 from tutelage.training.grpo import GRPOConfig
 from tutelage.training.networks import LoraConfig
+from tutelage.training.on_policy import RewardPart
 from tutelage.training.optim import OptimConfig
 from tutelage.training.ppo import PPOConfig
+from tutelage.training.ppo_lagrangian import PPOLagrangianConfig
 from tutelage.training.prefer import PreferConfig
 from tutelage.training.reward import RewardConfig
 from tutelage.training.sft import SFTConfig
@@ -60,11 +63,23 @@ def prefer_run(model: Path, rows: Sequence[Any] | None = None, **more: Any) -> d
 
 
 def rl_run(model: Path, rows: Sequence[Any] | None = None, kind: type = PPOConfig, *, judge: Any = None, engine: Any = None,
-           loaded: Any = None, **more: Any) -> dict[str, Any]:
+           loaded: Any = None, ptx: Sequence[Example] = (), **more: Any) -> dict[str, Any]:
     more = {"max_tokens": 32, "responses_per_prompt": 4, "reward": "rule:length", "lora": LoraConfig(rank=0), "optim": LOW_RATE, **more}
     config = kind(model=str(model), **HERE, **more)
-    return {"command": "rl", "config": config, "rows": {"train": rows if rows is not None else prompts()}, "judge": judge,
-            "engine": engine, "loaded": loaded}
+    return {"command": "rl", "config": config, "rows": {"train": rows if rows is not None else prompts(), "ptx": ptx},
+            "judge": judge, "engine": engine, "loaded": loaded}
+
+
+def several(**rewards: str) -> dict[str, RewardPart]:
+    """`rewards:` of a recipe."""
+    return {name: RewardPart(reward=reward) for name, reward in rewards.items()}
+
+
+def function_in(folder: Path, body: str, kind: str = "python") -> str:
+    """The name of a reward function in a file of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "mine.py").write_text(f"def f(prompts, answers):\n    return {body}\n")
+    return f"{kind}:{folder / 'mine.py'}:f"
 
 
 # -- tokens
@@ -122,9 +137,38 @@ def template_edited_after_sft(folder: Path) -> dict[str, Any]:
     return rl_run(model)
 
 
+def shouting(folder: Path) -> str:
+    """A reward or cost model with the policy's vocabulary and another template."""
+    template = setups.CHATML.replace("{{ m.role }}", "{{ m.role | upper }}")
+    return str(setups.judge(folder, family=FAMILIES["chatml"]._replace(template=template)))
+
+
 def reward_model_has_another_template(folder: Path) -> dict[str, Any]:
-    bare = FAMILIES["chatml"]._replace(template=setups.CHATML.replace("{{ m.role }}", "{{ m.role | upper }}"))
-    return rl_run(setups.policy(folder / "p"), reward=str(setups.judge(folder / "r", family=bare)))
+    return rl_run(setups.policy(folder / "p"), reward=shouting(folder / "r"))
+
+
+def one_of_several_reward_models_has_another_template(folder: Path) -> dict[str, Any]:
+    return rl_run(setups.policy(folder / "p"), rewards=several(brief="rule:length", helpful=shouting(folder / "r")))
+
+
+def cost_model_has_another_template(folder: Path) -> dict[str, Any]:
+    return rl_run(setups.policy(folder / "p"), kind=PPOLagrangianConfig, cost=shouting(folder / "c"))
+
+
+def template_of_the_cost_model_was_edited(folder: Path) -> dict[str, Any]:
+    cost = setups.judge(folder / "c")
+    (cost / "chat_template.jinja").write_text(setups.CHATML.replace("<|im_start|>{{ m.role }}", "<|im_start|>[{{ m.role }}]"))
+    return rl_run(setups.policy(folder / "p"), kind=PPOLagrangianConfig, cost=str(cost))
+
+
+def demonstrations_are_cut_before_they_begin(folder: Path) -> dict[str, Any]:
+    long = [Example(messages=(Message(role="user", text="word " * 60), Message(role="assistant", text=said(at)))) for at in range(16)]
+    return rl_run(setups.policy(folder), ptx_coef=0.1, ptx=long)
+
+
+def demonstrations_are_cut_before_they_end(folder: Path) -> dict[str, Any]:
+    long = [Example(messages=(*asked(at).messages, Message(role="assistant", text=said(at) * 12))) for at in range(16)]
+    return rl_run(setups.policy(folder), ptx_coef=0.1, ptx=long)
 
 
 def critic_from_another_family(folder: Path) -> dict[str, Any]:
@@ -188,6 +232,12 @@ def all_votes_are_up(folder: Path) -> dict[str, Any]:
     return prefer_run(setups.policy(folder), [replace(each, desirable=True) for each in setups.votes()], method="kto")
 
 
+def all_rated_votes_are_up(folder: Path) -> dict[str, Any]:
+    """The ratings differ, and KTO does not look at them."""
+    votes = [replace(each, desirable=True, rating=float(at % 5)) for at, each in enumerate(setups.votes())]
+    return prefer_run(setups.policy(folder), votes, method="kto")
+
+
 def all_answers_are_flagged_safe(folder: Path) -> dict[str, Any]:
     rows = [replace(each, rejected_unsafe=False) for each in pairs()]
     config = CostConfig(model=str(setups.policy(folder)), loop=LOOP, optim=RATE, **HERE)
@@ -214,6 +264,11 @@ def transcripts_in_one_field(folder: Path) -> dict[str, Any]:
 def evaluation_prompts_in_training(folder: Path) -> dict[str, Any]:
     leaked = [Example(messages=(*prompt.messages[-1:], Message(role="assistant", text="Yes."))) for prompt in starter.evaluation()[:6]]
     return sft_run(setups.policy(folder), [*examples(), *leaked])
+
+
+def evaluation_prompts_among_the_demonstrations(folder: Path) -> dict[str, Any]:
+    leaked = [Example(messages=(*prompt.messages[-1:], Message(role="assistant", text="Yes."))) for prompt in starter.evaluation()[:6]]
+    return rl_run(setups.policy(folder), ptx_coef=0.1, ptx=[*examples(), *leaked])
 
 
 def one_prompt_over_and_over(folder: Path) -> dict[str, Any]:
@@ -250,6 +305,11 @@ def learned_reward_without_a_leash(folder: Path) -> dict[str, Any]:
     return rl_run(setups.policy(folder / "p"), reward=str(setups.judge(folder / "r")), beta=0.0)
 
 
+def several_rewards_and_no_leash(folder: Path) -> dict[str, Any]:
+    rewards = several(brief="rule:length", helpful=str(setups.judge(folder / "r")))
+    return rl_run(setups.policy(folder / "p"), rewards=rewards, beta=0.0)
+
+
 def adapters_on_layers_that_are_not_there(folder: Path) -> dict[str, Any]:
     return sft_run(setups.policy(folder), lora=LoraConfig(rank=4, targets="query_key_value"))
 
@@ -259,6 +319,10 @@ def more_than_the_memory(folder: Path) -> dict[str, Any]:
     config = json.loads((made / "config.json").read_text())
     (made / "config.json").write_text(json.dumps(config | {"hidden_size": 65536, "intermediate_size": 262144, "num_hidden_layers": 60}))
     return sft_run(made)
+
+
+def policy_is_a_reward_model(folder: Path) -> dict[str, Any]:
+    return rl_run(setups.judge(folder))
 
 
 # -- networks that were loaded by other means
@@ -286,6 +350,11 @@ def adapter_of_two_frozen(folder: Path) -> dict[str, Any]:
     adapted = add_lora(loaded.model, rank=4, alpha=8.0).requires_grad_(False)
     adapted.get_input_embeddings().requires_grad_(True)
     return sft_run(model, lora=ADAPTERS) | {"loaded": replace(loaded, model=adapted)}
+
+
+def preferences_for_a_frozen_model(folder: Path) -> dict[str, Any]:
+    model = setups.policy(folder)
+    return prefer_run(model) | {"loaded": altered(model, lambda network: network.requires_grad_(False))}
 
 
 def pad_row_gets_no_gradient(folder: Path) -> dict[str, Any]:
@@ -404,6 +473,11 @@ def never_stops(folder: Path) -> dict[str, Any]:
     return rl_run(setups.policy(folder, odds=1e-3), max_tokens=16)
 
 
+def never_stops_in_long_answers(folder: Path) -> dict[str, Any]:
+    """Allowed are more tokens than a check draws at first."""
+    return rl_run(setups.policy(folder, odds=1e-3), max_tokens=LONGEST_ANSWER + 16)
+
+
 def end_tokens_begin_answers(folder: Path) -> dict[str, Any]:
     """generation_config.eos_token_id holds every byte: each completion ends with its first token."""
     model = setups.policy(folder)
@@ -436,6 +510,17 @@ def reward_model_overflows(folder: Path) -> dict[str, Any]:
 
 def _rewrite(model: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     save_file(change(load_file(model / "model.safetensors")), model / "model.safetensors", metadata={"format": "pt"})
+
+
+def one_of_several_rewards_is_nan(folder: Path) -> dict[str, Any]:
+    nan = function_in(folder / "f", "[float('nan')] * len(answers)")
+    return rl_run(setups.policy(folder / "p"), rewards=several(helpful=nan, brief="rule:length"))
+
+
+def reward_on_a_scale_of_its_own(folder: Path) -> dict[str, Any]:
+    """0 to 100, and as it is; score_clip says 5."""
+    hundred = FunctionJudge(lambda prompts_, responses: [float(sum(map(ord, r.text)) % 101) for r in responses])
+    return rl_run(setups.policy(folder), judge=hundred, normalise_on=0)
 
 
 def reward_fails_on_short_answers(folder: Path) -> dict[str, Any]:
@@ -516,6 +601,15 @@ FAULTS = (
     Fault("BOS before chosen and rejected", "axolotl #1616", "special-in-text", bos_before_chosen_and_rejected),
     Fault("the template was edited after SFT", "SimPO #24, open-r1 #473", "template-changed", template_edited_after_sft),
     Fault("the reward model reads with another template", "ms-swift #9160", "template-mismatch", reward_model_has_another_template),
+    Fault("one of several reward models reads with another template", "ms-swift #9160", "template-mismatch",
+          one_of_several_reward_models_has_another_template),
+    Fault("the cost model reads with another template", "C5, ms-swift #9160", "template-mismatch", cost_model_has_another_template),
+    Fault("the cost model's template was edited after its training", "C5, open-r1 #473", "template-changed",
+          template_of_the_cost_model_was_edited),
+    Fault("the demonstrations of ptx_data are cut before their answer begins", "transformers #34494", "empty-loss-mask",
+          demonstrations_are_cut_before_they_begin),
+    Fault("the demonstrations of ptx_data are cut before their turn ends", "trl #1623", "untrained-turn-ends",
+          demonstrations_are_cut_before_they_end),
     Fault("the critic begins from a model with another tokenizer", "safe-rlhf #109, #55", "critic-tokenizer", critic_from_another_family),
     Fault("special tokens were added, and the model was not enlarged", "tokenizers #1609, transformers #12763", "vocabulary",
           tokens_added_without_rows_for_them),
@@ -529,12 +623,15 @@ FAULTS = (
     Fault("the same pair in both orders", "C35", "contradicting-pairs", pairs_in_both_orders),
     Fault("chosen is the unsafe answer", "RLHF_CORRECTNESS 4.8, trlx #474", "label-direction", chosen_is_the_unsafe_one),
     Fault("KTO with good votes alone", "RLHF_CORRECTNESS 4.7", "one-sided-labels", all_votes_are_up),
+    Fault("KTO with good votes alone, whose ratings differ", "RLHF_CORRECTNESS 4.7", "one-sided-labels", all_rated_votes_are_up),
     Fault("a cost model from safe answers alone", "RLHF_CORRECTNESS 4.8", "one-sided-labels", all_answers_are_flagged_safe),
     Fault("the longer answer always wins", "C36", "length-bias", chosen_is_always_longer),
     Fault("the prompt stands in the answers too", "C7", "prompt-in-answer", prompt_stands_in_the_answers_too),
     Fault("whole transcripts in the answer's field", "trl #2059", "turns-in-answer", transcripts_in_one_field),
     Fault("evaluation prompts among the training rows", "Brown et al. 2020, appendix C", "evaluation-in-training",
           evaluation_prompts_in_training),
+    Fault("evaluation prompts among the demonstrations of ptx_data", "Brown et al. 2020, appendix C", "evaluation-in-training",
+          evaluation_prompts_among_the_demonstrations),
     Fault("one prompt over and over", "trl #204", "few-prompts", one_prompt_over_and_over),
     # settings
     Fault("A2C with the learning rate of small networks", "RLHF_CORRECTNESS 4.5, trl #5174", "learning-rate", a2c_rate_of_small_networks),
@@ -543,11 +640,15 @@ FAULTS = (
     Fault("all answers to a prompt alike", "ms-swift #4512, trl #3857", "identical-samples", greedy_answers_are_all_alike),
     Fault("GRPO with groups of two", "RLHF_CORRECTNESS 4.6", "group-size", groups_of_two),
     Fault("a learned reward and no KL penalty", "trl #204", "kl-off", learned_reward_without_a_leash),
+    Fault("several rewards, a learned one among them, and no KL penalty", "trl #204", "kl-off", several_rewards_and_no_leash),
+    Fault("a reward model as the policy: its language-model head is drawn at random", "trl #1379 (its mirror image)", "wrong-kind",
+          policy_is_a_reward_model),
     Fault("adapters for layers that the model has not", "C38, peft #1410", "nothing-to-train", adapters_on_layers_that_are_not_there),
     Fault("a model larger than the memory", "RLHF_CORRECTNESS 4.1", "memory", more_than_the_memory),
     # networks
     Fault("an adapter loaded frozen", "peft #282, alpaca-lora #352", "nothing-to-train", adapter_loaded_frozen),
     Fault("adapters frozen beside something that learns", "trl #3926", "nothing-to-train", adapter_of_two_frozen),
+    Fault("a frozen model that is to learn preferences", "peft #282", "nothing-to-train", preferences_for_a_frozen_model),
     Fault("pad = eos: the end's embedding gets no gradient", "trl #6357, Megatron-Bridge #4660", "pad-frozen", pad_row_gets_no_gradient),
     Fault("dropout left on", "trl #3234, #2042", "dropout", dropout_left_on),
     Fault("weights in float16", "trl #3236, #878", "float16", weights_in_float16),
@@ -561,11 +662,14 @@ FAULTS = (
     Fault("left padding without position ids", "OpenRLHF #217, trl #469, #6800", "sampler-gap", sampler_without_position_ids),
     Fault("the sampler holds old weights", "C9", "sampler-gap", sampler_with_old_weights),
     Fault("no answer ever ends", "trl #3750, #5338, #2387", "all-truncated", never_stops),
+    Fault("no answer ever ends, and long ones are allowed", "trl #3750, #5338", "all-truncated", never_stops_in_long_answers),
     Fault("the list of eos ids holds what begins an answer", "transformers #48016", "empty-answers", end_tokens_begin_answers),
     # rewards
     Fault("a constant reward", "trl #3857, #3452", "reward-constant", reward_is_constant),
     Fault("a reward model that says the same of everything", "ms-swift #4512", "reward-constant", reward_model_is_constant),
     Fault("a reward that is NaN", "trl #3236, LLaMA-Factory #273", "reward-not-finite", reward_model_overflows),
+    Fault("one of several rewards is NaN", "trl #3236", "reward-not-finite", one_of_several_rewards_is_nan),
+    Fault("a reward from 0 to 100, neither normalised nor clipped by its own measure", "C20", "score-clip", reward_on_a_scale_of_its_own),
     Fault("a reward that fails on short answers", "C12", "reward-raises", reward_fails_on_short_answers),
     Fault("a reward that differs from call to call", "C10", "reward-noisy", reward_is_a_lottery),
     Fault("the score is read at the last column: no pad id", "trl #937", "reward-batch", reward_at_the_last_column),

@@ -7,24 +7,29 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import setups
 import torch
-from faults import Sampler, rl_run, sft_run
+from faults import Sampler, function_in, rl_run, several, sft_run
 from setups import HERE
 from transformers import AutoModelForCausalLM
 
 from tutelage.commands.check import command_of
 from tutelage.core.errors import UserError
-from tutelage.preflight import cache, memory, settings
+from tutelage.core.words import Message, Response
+from tutelage.judges.rules import FunctionJudge
+from tutelage.preflight import answers, cache, memory, settings, words
 from tutelage.preflight import check as checking
 from tutelage.preflight.check import check
 from tutelage.preflight.findings import Blocked, Finding, told
-from tutelage.preflight.setup import Setup, some
+from tutelage.preflight.setup import LONGEST_ANSWER, Setup, some
 from tutelage.preflight.size import size_of
 from tutelage.training.networks import LoraConfig
+from tutelage.training.on_policy import RewardPart
 from tutelage.training.optim import OptimConfig
+from tutelage.training.ppo_lagrangian import PPOLagrangianConfig
 from tutelage.training.sft import SFTConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "cli"))
@@ -75,6 +80,38 @@ def test_a_reward_function_is_told_apart_by_its_text(tmp_path):
     file.write_text(file.read_text() + "\n")
     assert cache.fingerprint(f"python:{file}:f") != before
     assert cache.fingerprint("rule:length") == "rule:length" and cache.fingerprint("no/such/model") == "no/such/model"
+
+
+@pytest.mark.parametrize("kind", ["python", "python-spans", "python-steps"])
+def test_every_kind_of_function_is_told_apart_by_its_text(kind, tmp_path):
+    name = function_in(tmp_path, "[1.0] * len(answers)", kind)
+    config = rl_run(tmp_path, reward=name)["config"]
+    before = cache.place(tmp_path, "rl", config, "d@1")
+    assert cache.place(tmp_path, "rl", config, "d@1") == before
+    function_in(tmp_path, "[float('nan')] * len(answers)", kind)
+    assert cache.place(tmp_path, "rl", config, "d@1") != before
+
+
+def test_each_of_several_rewards_and_the_cost_are_told_apart(tmp_path):
+    rewards = {"brief": "rule:length", "mine": function_in(tmp_path / "a", "[1.0]"), "helpful": str(setups.judge(tmp_path / "r"))}
+    config = rl_run(tmp_path, kind=PPOLagrangianConfig, rewards=several(**rewards), cost=function_in(tmp_path / "c", "[1.0]"))["config"]
+    seen = [cache.place(tmp_path, "rl", config, "d@1")]
+    for change in (lambda: function_in(tmp_path / "a", "[2.0]"), lambda: setups.judge(tmp_path / "r", seed=8),
+                   lambda: function_in(tmp_path / "c", "[2.0]")):
+        change()
+        seen.append(cache.place(tmp_path, "rl", config, "d@1"))
+    assert len(set(seen)) == 4
+
+
+def test_other_demonstrations_are_looked_at_anew(tmp_path):
+    """They are no part of the id of the data."""
+    model = setups.policy(tmp_path / "m")
+    long = [replace(each, messages=(Message(role="user", text="word " * 60), each.messages[-1])) for each in setups.examples()]
+    first = check(**rl_run(model, ptx_coef=0.1, ptx=setups.examples()), data_id="d@1", workspace=tmp_path)
+    second = check(**rl_run(model, ptx_coef=0.1, ptx=long), data_id="d@1", workspace=tmp_path)
+    assert (first, [finding.code for finding in second]) == ([], ["empty-loss-mask"])
+    assert "rows of ptx_data" in second[0].cause and "max_prompt_tokens + max_tokens = 288" in second[0].cause
+    assert check(**rl_run(model, ptx=long), data_id="d@1", workspace=tmp_path) == []  # without ptx_coef nothing reads them
 
 
 def test_what_was_kept_comes_back_and_what_is_damaged_does_not(tmp_path):
@@ -130,6 +167,10 @@ def test_needs_are_counted_by_hand(tmp_path):
     assert memory.needs(setup).least == (4 + 12 + 4 + 4) * 10**6
     adapters = SimpleNamespace(size=size, config=replace(config, lora=LoraConfig(rank=8)), command="rl", lora_rank=8)
     assert memory.needs(adapters).least == (4 + 4) * 10**6 + 8 * 10**4 * (4 + 12)  # no reference beside the trunk
+    judge = setups.judge(tmp_path / "r")
+    weighed = replace(config, rewards=several(brief="rule:length", helpful=str(judge), kind=str(judge)))
+    both = 2 * (judge / "model.safetensors").stat().st_size  # it is loaded for each of its names
+    assert memory.needs(SimpleNamespace(size=size, config=weighed, command="rl", lora_rank=0)).least == 24 * 10**6 + both
     frozen = SimpleNamespace(size=size, config=replace(config, frozen_layers=3), command="rl", lora_rank=0)
     assert memory.needs(frozen).least == (4 + 3 + 4 + 4) * 10**6
 
@@ -177,6 +218,114 @@ def rated(command: str, rate: float, parameters: int, *, rank: int = 0) -> list[
 ])
 def test_learning_rates(command, rate, parameters, rank, want):
     assert rated(command, rate, parameters, rank=rank) == want
+
+
+def test_all_rewards_and_the_cost_are_judges_by_their_keys(tmp_path):
+    run = {"rows": {}, "command": "rl"}
+    weights = {"brief": RewardPart(reward="rule:length", weight=0.5), "calm": RewardPart(reward="rule:repetition", weight=-2.0)}
+    config = rl_run(tmp_path, kind=PPOLagrangianConfig, rewards=weights, cost="rule:language")["config"]
+    named = [(each.key, each.name, each.weight) for each in Setup(**run, config=config).judges()]
+    assert named == [("rewards.brief.reward", "rule:length", 0.5), ("rewards.calm.reward", "rule:repetition", -2.0),
+                     ("cost", "rule:language", 1.0)]
+    mine = FunctionJudge(lambda prompts, responses: [0.0] * len(responses), id="mine")
+    handed = [(each.key, each.name, each.judge is mine) for each in Setup(**run, config=config, judge=mine).judges()]
+    assert handed == [("reward", "mine", True), ("cost", "rule:language", False)]
+
+
+def test_a_finding_names_the_reward_that_is_wrong(tmp_path):
+    model = setups.policy(tmp_path / "m")
+    flat = function_in(tmp_path, "[2.0] * len(answers)")
+    (found,) = check(**rl_run(model, rewards=several(brief="rule:length", flat=flat)))
+    assert found.code == "reward-constant" and found.cause.startswith(f"rewards.flat.reward={flat} gives 2 to")
+    mine = FunctionJudge(lambda prompts, responses: [0.0] * len(responses), id="mine")
+    (found,) = check(**rl_run(model, judge=mine))
+    assert found.cause.startswith("reward=mine gives")  # and not the rule that stands in the configuration
+
+
+def test_the_critic_begins_from_none_of_several_reward_models(tmp_path):
+    other = str(setups.judge(tmp_path / "r", family="llama3"))
+    model = setups.policy(tmp_path / "m")
+    alone = check(**rl_run(model, reward=other, value="separate"))
+    assert "critic-tokenizer" in {finding.code for finding in alone}
+    assert check(**rl_run(model, rewards=several(brief="rule:length", helpful=other), value="separate")) == []
+
+
+def leashed(name: str, *, cost: str = "", **more: Any) -> list[Finding]:
+    config = SimpleNamespace(**{"reward": name, "cost": cost, "rewards": {}, "beta": 0.0, "kl_target": None, **more})
+    setup = Setup("rl", config, {})
+    return list(settings.kl_off(setup))
+
+
+def test_a_target_does_not_stand_in_for_a_beta_of_0(tmp_path):
+    assert [finding.code for finding in leashed(str(tmp_path), kl_target=6.0)] == ["kl-off"]
+    assert "kl_target alone" in leashed(str(tmp_path))[0].cure
+    assert leashed(str(tmp_path), beta=0.01) == leashed("rule:length") == leashed("python-spans:x.py:f") == []
+    assert leashed("rule:length", cost=str(tmp_path)) == []  # a cost is held down and not pursued
+
+
+class Slow:
+    """An engine whose answers end after so many tokens; counts how many it was asked to finish beyond a check's first look."""
+
+    def __init__(self, *lengths: int):
+        self.lengths, self.finished = lengths, 0
+
+    def respond(self, requests: Any) -> Any:
+        for at, (prompt, sampling) in enumerate(requests):
+            for index in range(sampling.n):
+                length = self.lengths[(at * sampling.n + index) % len(self.lengths)]
+                self.finished += sampling.max_tokens > LONGEST_ANSWER
+                yield Response(prompt_id=prompt.id, text="", index=index, token_ids=(1,) * min(length, sampling.max_tokens),
+                               finish="stop" if length <= sampling.max_tokens else "length")
+
+
+@pytest.mark.parametrize("lengths, most, codes, finished", [
+    ((200, 90, 200, 200), 100, [], 2),  # the second answer ends: the others need not
+    ((200,), 100, ["all-truncated"], 8),
+    ((200, 30, 200, 200), 100, [], 0),  # one has ended at once
+    ((200,), LONGEST_ANSWER, ["all-truncated"], 0),
+    ((100,), 100, [], 1),
+])
+def test_answers_run_on_until_one_ends_or_max_tokens(lengths, most, codes, finished, tmp_path):
+    slow = Slow(*lengths)
+    run = rl_run(setups.policy(tmp_path), max_tokens=most, engine=slow)
+    del run["judge"]
+    assert [finding.code for finding in answers.endings(Setup(**run))] == codes
+    assert slow.finished == finished
+
+
+HUNDREDS = FunctionJudge(lambda prompts, responses: [100.0 * len(r.text) for r in responses], id="hundreds")
+
+
+@pytest.mark.parametrize("more, found", [
+    ({"normalise_on": 0}, True),
+    ({"normalise_on": 0, "score_clip": None}, False),
+    ({"normalise_on": 0, "score_clip": 1e6}, False),
+    ({"normalise_on": 64}, False),
+])
+def test_a_clip_in_deviations_does_not_suit_raw_scores(more, found, tmp_path):
+    codes = [finding.code for finding in check(**rl_run(setups.policy(tmp_path), judge=HUNDREDS, **more))]
+    assert codes == ["score-clip"] * found
+
+
+def test_what_is_clipped_is_the_weighted_sum_of_the_rewards_without_the_cost(tmp_path):
+    model = setups.policy(tmp_path / "m")
+    far = function_in(tmp_path, "[100.0 * len(a.text) for a in answers]")
+    for weight, codes in ((1.0, ["score-clip"]), (1e-6, [])):
+        rewards = {"far": RewardPart(reward=far, weight=weight), "brief": RewardPart(reward="rule:length")}
+        assert [finding.code for finding in check(**rl_run(model, rewards=rewards, normalise_on=0))] == codes
+    assert check(**rl_run(model, kind=PPOLagrangianConfig, cost=far, normalise_on=0)) == []
+
+
+@pytest.mark.parametrize("command, ratings, good, found", [
+    ("reward", (1.0, 2.0), (True, True), False),  # a reward model learns ratings where there are any
+    ("reward", (3.0, 3.0), (True, False), True),
+    ("prefer", (1.0, 2.0), (True, True), True),  # KTO learns good and bad
+    ("prefer", (3.0, 3.0), (True, False), False),
+])
+def test_labels_are_one_sided_by_what_is_learned_from_them(command, ratings, good, found):
+    votes = [replace(each, rating=ratings[at % 2], desirable=good[at % 2]) for at, each in enumerate(setups.votes(8))]
+    setup = Setup(command, SimpleNamespace(), {"train": votes})
+    assert [finding.code for finding in words.one_sided_labels(setup)] == ["one-sided-labels"] * found
 
 
 def test_a_sampler_that_cuts_is_caught_in_bfloat16_too(tmp_path):

@@ -13,9 +13,11 @@ from tutelage.core.words import Message
 from tutelage.data.snapshot import load_rows
 from tutelage.judges.rules import FunctionJudge
 from tutelage.preflight.check import COMMANDS, check
+from tutelage.preflight.setup import Setup
 from tutelage.training.classify import ClassifyConfig
 from tutelage.training.cost import CostConfig
 from tutelage.training.networks import LoraConfig
+from tutelage.training.on_policy import RewardPart
 from tutelage.training.optim import OptimConfig
 from tutelage.training.prefer import PreferConfig
 from tutelage.training.reward import RewardConfig
@@ -128,6 +130,23 @@ def test_the_set_ups_are_many_and_of_every_kind():
     asked = {it.options.get("algorithm") for it in SETUPS}
     assert set(ALGORITHMS) <= asked
     assert set(METHODS) <= {it.options.get("method") for it in SETUPS}
+
+
+def test_several_rewards_a_cost_and_demonstrations_are_no_alarm(models):
+    it = clean("", "rl", setups.prompts, algorithm="ppo_lagrangian", ptx_coef=0.1, normalise_on=0, rewards={
+        "helpful": RewardPart(reward=once(models / "llama-chatml" / "judge", setups.judge)),
+        "brief": RewardPart(reward="rule:length", weight=0.5)})
+    run = arguments(it, models)
+    assert check(**run | {"rows": {**run["rows"], "ptx": setups.examples()}}) == []
+
+
+def test_long_answers_that_end_are_no_alarm(models):
+    """None of them has ended when a check has drawn its first 48 tokens."""
+    model = str(setups.policy(models / "slow", odds=0.4))
+    config = ALGORITHMS["ppo"].config(model=model, max_tokens=900, responses_per_prompt=4, lora=ADAPTERS, optim=LOW_RATE, **HERE)
+    rows = {"train": setups.prompts()}
+    assert all(response.is_truncated() for response in Setup("rl", config, rows).responses)
+    assert check("rl", config, rows) == []
 
 
 def test_the_starter_data_are_clean(tmp_path):

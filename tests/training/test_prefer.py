@@ -147,6 +147,18 @@ def test_the_step_loss_and_its_gradient_are_those_of_full_logits_on_the_answers_
     assert float((got - wanted_gradient).norm() / wanted_gradient.norm()) < 1e-4
 
 
+def test_sft_coef_raises_the_answer_that_the_judges_preferred(loaded, moved):
+    """By soft_label: above 0.5 `chosen`, below it `rejected`, and of a tie neither.  Witness: the full logits."""
+    prompt = ("question", "yes yes", "no!")
+    records = [pair(*prompt, soft_label=p) for p in (0.8, 0.2, 0.5)]
+    with torch.no_grad():
+        (w, nw), (l, nl) = (full_logp(moved, loaded.tokenizer, prompt[0], text) for text in prompt[1:])
+    for record, nll in zip(records, (-w / nw, -l / nl, 0.0), strict=True):
+        configs = (with_method("dpo", sft_coef=coef) for coef in (0.5, 0.0))
+        with_nll, without = (step_loss(task_of(loaded, moved, config, [record])) for config in configs)
+        assert with_nll - without == pytest.approx(0.5 * float(nll), rel=1e-4, abs=1e-6)
+
+
 @pytest.mark.parametrize("method, budget", [*((method, 250) for method in METHODS), ("dpo", 1), ("kto", 1)])
 def test_the_token_budget_does_not_change_the_gradient(loaded, moved, method, budget):
     records = [*PAIRS, vote("another", "well done", True), vote("another", "bah", False)] if method == "kto" else PAIRS

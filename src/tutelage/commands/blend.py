@@ -1,15 +1,20 @@
 """`tutelage blend --weights helpful=0.7,harmless=0.3`: several runs of one base as one model, by their weights."""
 
+import contextlib
+import shutil
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
-from tutelage.commands.training import free_name
+from tutelage.commands.training import check_run_name, free_name
 from tutelage.core.errors import UserError
 from tutelage.models.blend import Method, blend, check_members, check_weights, member_of, parse_weights
+from tutelage.preflight.kinds import scorer_in
 from tutelage.recipes import find_workspace, model_of
 from tutelage.store.runs import begin
 from tutelage.terminal import Terminal
+
+SCRATCH = ".blending"  # in the run's folder, until the blend is whole
 
 
 def blend_runs(
@@ -20,27 +25,47 @@ def blend_runs(
     method: Method = "weights",
     unnormalised: bool = False,
 ) -> Path:
-    """Blend runs (or folders) into the result of a new run; returns its folder."""
+    """Blend runs (or folders) into the result of a new run; returns its folder.
+
+    The run is begun when the blend is whole: one that fails or is killed leaves nothing that blocks its name.
+    """
+    check_run_name(run)
     given = parse_weights(weights) if isinstance(weights, str) else dict(weights)
     check_weights(given, unnormalised=unnormalised)
     paths = {name: model_of(name, workspace) for name in given}
     if len(set(paths.values())) < len(paths):
         raise UserError(f"two of {', '.join(given)} are one and the same model")
     members = [member_of(paths[name], weight) for name, weight in given.items()]
-    check_members(members)  # before a run is begun
+    for name, member in zip(given, members, strict=True):
+        if found := scorer_in(member.path):
+            raise UserError(f"{name} is {found}; only language models are blended (the score layer would be lost). Give several "
+                            "reward models their weights in a recipe's `rewards:` instead")
+    check_members(members)
     folder = workspace / "runs" / (run or free_name(workspace / "runs", "blend"))
+    if (folder / "manifest.json").exists():
+        raise UserError(f"a run already stands in {folder}; choose another name with --run NAME")
     config = {"weights": given, "method": method}
-    made = begin(folder, kind="blend", config=config, seed=0, parents=tuple(paths.values()))
-    return made.finish(
-        lambda place: blend(
+    scratch = folder / SCRATCH
+    shutil.rmtree(scratch, ignore_errors=True)  # of a call that was killed
+    try:
+        blend(
             {paths[name]: weight for name, weight in given.items()},
-            place,
+            scratch,
             method=method,
             unnormalised=unnormalised,
-            manifest={"run": made.id, "config": config, "role": "policy"},
-        ),
-        steps=0,
-    )
+            manifest={"run": folder.name, "config": config, "role": "policy"},
+        )
+        made = begin(folder, kind="blend", config=config, seed=0, parents=tuple(paths.values()))
+        return made.finish(lambda place: _move(scratch, place), steps=0)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        with contextlib.suppress(OSError):  # goes only where it is empty, so where nothing came of it
+            folder.rmdir()
+
+
+def _move(source: Path, target: Path) -> None:
+    for path in source.iterdir():
+        path.rename(target / path.name)
 
 
 def run(args: Namespace, terminal: Terminal) -> int:

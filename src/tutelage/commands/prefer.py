@@ -6,6 +6,7 @@ from typing import Any
 
 from tutelage.commands.training import Job, Plan, Tell, run_job, steps_of_loop
 from tutelage.core.errors import UserError
+from tutelage.core.words import Preference
 from tutelage.data.snapshot import Rows, load_rows
 from tutelage.recipes import short_name
 from tutelage.terminal import Terminal
@@ -47,11 +48,17 @@ def run(args: Namespace, terminal: Terminal) -> int:
     return run_job(JOB, args, terminal, finish=finish)
 
 
+def pairs_ranked(plan: Plan) -> int:
+    """Validation records that have two answers to rank: votes have one, and of ties KTO learns nothing."""
+    pairs = [record for record in plan.rows.splits["val"] if isinstance(record, Preference)]
+    return sum(plan.config.method != "kto" or pair.soft_label != 0.5 for pair in pairs)
+
+
 def finish(plan: Plan, result: Any, terminal: Terminal) -> dict[str, Any]:
     best = result.outcome.best
     if "eval_accuracy" in best:
         terminal.say(
-            f"  its implicit reward ranks {100 * best['eval_accuracy']:.1f} % of the {plan.counts.get('val', 0)} validation "
+            f"  its implicit reward ranks {100 * best['eval_accuracy']:.1f} % of the {pairs_ranked(plan)} validation "
             "pairs as the judges did (50 % is a coin)"
         )
     if result.outcome.stopped_early:

@@ -13,8 +13,11 @@ from tutelage.training.rl import config_of, rl
 
 
 def rows(config: RLConfig, workspace: Path, tell: Tell) -> Rows:
+    return with_demonstrations(rows_of_kind("prompts")(config, workspace, tell), config, workspace, tell)
+
+
+def with_demonstrations(prompts: Rows, config: RLConfig, workspace: Path, tell: Tell) -> Rows:
     """The prompts; beside them the demonstrations that PPO-ptx mixes in, where it is asked for."""
-    prompts = rows_of_kind("prompts")(config, workspace, tell)
     if not getattr(config, "ptx_coef", 0):
         return prompts
     shown = load_rows(config.ptx_data, workspace, kind="examples", seed=config.seed, tell=tell)

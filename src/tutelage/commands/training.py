@@ -17,7 +17,7 @@ from tutelage.core.config import bind, to_dict
 from tutelage.core.errors import UserError, nearest
 from tutelage.core.files import canonical_json, sha256_bytes
 from tutelage.core.protocols import Progress, silent
-from tutelage.data.snapshot import Rows, load_rows, open_snapshot
+from tutelage.data.snapshot import SPLITS, Rows, load_rows, open_snapshot
 from tutelage.preflight.check import check
 from tutelage.preflight.findings import Finding, errors, told
 from tutelage.recipes import find_recipe, find_workspace, model_of, read_config, read_file, read_settings
@@ -96,10 +96,7 @@ def prepare(
     """Everything that can be checked before a model is loaded.  UserError with what is wrong."""
     place = find_workspace(workspace)
     runs = place / "runs"
-    if run is not None and (run in (".", "..") or not re.fullmatch(r"[\w.@+-]+", run)):
-        raise UserError(
-            f"--run {run!r}: the name of a run is a folder name of letters, digits, dots, dashes and underscores"
-        )
+    check_run_name(run)
     if resume and run is None:
         run = _newest_unfinished(job, place)
     folder = runs / (run or free_name(runs, job.name))
@@ -127,7 +124,7 @@ def prepare(
         )
     data_id = identify(config.data, rows, place)
     if begun:
-        _check_same_data(Run(folder), data_id)
+        check_same_data(Run(folder), data_id)
     return Plan(
         job=job,
         config=config,
@@ -150,6 +147,14 @@ def with_models(config: Any, job: Job, workspace: Path) -> Any:
     return replace(config, **found)
 
 
+def check_run_name(run: str | None) -> None:
+    """UserError where `run` would lie elsewhere than in the workspace's runs/ (None: it gets a name of its own)."""
+    if run is not None and (not isinstance(run, str) or run in (".", "..") or not re.fullmatch(r"[\w.@+-]+", run)):
+        raise UserError(
+            f"--run {run!r}: the name of a run is a folder name of letters, digits, dots, dashes and underscores"
+        )
+
+
 def free_name(runs: Path, kind: str) -> str:
     taken = [
         int(found[1])
@@ -170,14 +175,25 @@ def _newest_unfinished(job: Job, workspace: Path) -> str:
 
 
 def identify(name: str, rows: Rows, workspace: Path) -> str:
-    """The immutable id of data: a snapshot's own, else the name with a digest of the records."""
+    """The immutable id of data: a snapshot's own, else the name with a digest of the records; then those of what is beside."""
     if not str(name).startswith(("starter:", "hf:")) and not Path(name).is_file():
-        return open_snapshot(name, workspace).name
-    text = canonical_json([row.to_dict() for split in ("train", "val", "test") for row in rows.splits[split]])
-    return f"{name}@{sha256_bytes(text.encode('utf-8', 'surrogatepass'))[:8]}"
+        return with_what_is_beside(open_snapshot(name, workspace).name, rows)
+    own = [row for split in SPLITS for row in rows.splits[split]]
+    return with_what_is_beside(f"{name}@{digest_of(own)}", rows)
 
 
-def _check_same_data(run: Run, data_id: str) -> None:
+def with_what_is_beside(data_id: str, rows: Rows) -> str:
+    """`data_id` with a digest of every further kind of rows, as of PPO-ptx's demonstrations: `chat@1a2b3c4d+ptx@5e6f7a8b`."""
+    return data_id + "".join(f"+{split}@{digest_of(rows.splits[split])}" for split in sorted(set(rows.splits) - set(SPLITS)))
+
+
+def digest_of(records: Sequence[Any]) -> str:
+    text = canonical_json([record.to_dict() for record in records])
+    return sha256_bytes(text.encode("utf-8", "surrogatepass"))[:8]
+
+
+def check_same_data(run: Run, data_id: str) -> None:
+    """UserError where the run was begun on other data."""
     before = run.manifest.get("parents") or [""]
     if before[-1] and before[-1] != data_id:
         raise UserError(

@@ -31,7 +31,11 @@ from tutelage.models.obtain import obtain
 ADAPTER = "adapter"  # folder of the adapter inside the folder of a merged model
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 METHODS = ("weights", "factors")
-FANCY = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save")  # what makes B A not all of an update
+FANCY = (  # settings that make alpha / rank x B A not all of an update, or put it elsewhere than `target_modules` says
+    "use_rslora", "use_dora", "use_qalora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias",
+    "layers_to_transform", "layers_pattern", "layer_replication", "exclude_modules", "target_parameters", "trainable_token_indices",
+    "alora_invocation_tokens",
+)
 Method = Literal["weights", "factors"]
 
 
@@ -118,6 +122,11 @@ def blend_adapters(members: Sequence[Member], folder: Path, *, method: Method, m
         if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none" or fancy:
             raise UserError(f"{member.name} is no plain LoRA adapter ({', '.join([str(config.get('peft_type')), *fancy])})")
     states = [load_file(member.path / WEIGHTS) for member in members]
+    for member, state in zip(members, states, strict=True):
+        other = [name for name in state if ".lora_A." not in name and ".lora_B." not in name]
+        if other:  # lora_embedding_A and _B lie the other way round
+            raise UserError(f"{member.name} adapts more than linear layers ({other[0]}), which cannot be blended; train it "
+                            "with linear layers as targets")
     weights = [member.weight for member in members]
     if method == "factors":
         state, config = _mixed_factors(members, configs, states, weights)

@@ -53,7 +53,7 @@ class TaskConfig:
     frozen_layers: int = 24
     judge_frozen_layers: int = 20
     token_budget: int = 1024  # of a micro-batch
-    epochs: int = 2  # of offline methods, over their pairs
+    epochs: int = 1  # of offline methods, over their pairs
 
     def responses(self) -> int:
         """What an on-policy run draws to learn from; the offline methods' pairs are made of as many."""

@@ -3,15 +3,16 @@
 import math
 import statistics
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 
-from tutelage.core.errors import UserError
+from tutelage.core.errors import RewardError, UserError
 from tutelage.core.protocols import Judge
 from tutelage.core.words import Prompt, Response
 from tutelage.models.heads import lm_parts
 from tutelage.preflight.findings import Finding, of
-from tutelage.preflight.setup import Setup, is_folder
+from tutelage.preflight.setup import Named, Setup, is_folder
 from tutelage.text.chat import render_prompt
 from tutelage.text.mask import Row
 from tutelage.training.batch import collate, forward
@@ -24,8 +25,7 @@ def endings(setup: Setup) -> Iterator[Finding]:
     responses = setup.responses
     if not responses:
         return
-    cut = sum(response.is_truncated() for response in responses)
-    if cut == len(responses) and setup.answer_tokens == setup.config.max_tokens:
+    if not setup.some_end:
         yield Finding(
             code="all-truncated", severity="warning",
             cause=f"all {len(responses)} sampled answers were cut off at max_tokens={setup.config.max_tokens}: every one gets "
@@ -88,30 +88,59 @@ def sampler_gap(setup: Setup) -> Iterator[Finding]:
             reference="C2, C8, C9; trl #4159, #6789, #7269, #235, #925; OpenRLHF #217")
 
 
+class Heard(NamedTuple):
+    """Scores of the same answers: all at once, all at once again, and each alone."""
+
+    together: list[float]
+    again: list[float]
+    alone: list[float]
+
+
 def rewards(setup: Setup) -> Iterator[Finding]:
-    for key, judge in setup.judges():
-        yield from _judged(setup, key, judge)
-
-
-def _judged(setup: Setup, key: str, judge: Judge) -> Iterator[Finding]:
+    """Each reward and the cost by itself, then what they come to together."""
     items = _items(setup)
     if not items:
         return
-    name = getattr(setup.config, key, "") or judge.id
-    try:
-        together, again = _values(judge, items), _values(judge, items)
-        alone = [value for prompt, responses in items for each in responses for value in _values(judge, [(prompt, [each])])]
-    except UserError as error:
-        yield Finding(code="reward-not-finite", cause=f"{key}={name}: {error}", cure="let it return one finite number an "
-                                                                                     "answer",
-                      reference="trl #878, #3236")
-        return
-    except Exception as error:  # noqa: BLE001 - the user's own code may raise anything, and that is the finding
-        yield Finding(code="reward-raises", cause=f"{key}={name} raises {type(error).__name__}: {error}",
-                      cure="let it return a number for any answer, short ones and empty ones too")
-        return
     groups = [len(responses) for _, responses in items]
-    yield from _told_apart(key, name, together, again, alone, groups=groups, loose=0.25 if _is_coarse(judge) else 0.05)
+    paid = [0.0] * sum(groups)
+    for named in setup.judges():
+        heard = _listen(named, items)
+        if isinstance(heard, Finding):
+            yield heard
+            paid = []
+            continue
+        yield from _told_apart(named, heard, groups=groups, loose=0.25 if _is_coarse(named.judge) else 0.05)
+        if named.key != "cost":
+            paid = [total + named.weight * value for total, value in zip(paid, heard.together, strict=False)]
+    yield from _cut_off(setup, paid)
+
+
+def _listen(named: Named, items: Sequence[tuple[Prompt, Sequence[Response]]]) -> Heard | Finding:
+    judge, it = named.judge, f"{named.key}={named.name}"
+    raises = "let it return a number for any answer, short ones and empty ones too"
+    try:
+        return Heard(_values(judge, items), _values(judge, items), [
+            value for prompt, responses in items for each in responses for value in _values(judge, [(prompt, [each])])])
+    except RewardError as error:
+        return Finding(code="reward-raises", cause=f"{it}: {error}", cure=raises)
+    except UserError as error:
+        return Finding(code="reward-not-finite", cause=f"{it}: {error}", cure="let it return one finite number an answer",
+                       reference="trl #878, #3236")
+    except Exception as error:  # noqa: BLE001 - the user's own code may raise anything, and that is the finding
+        return Finding(code="reward-raises", cause=f"{it} raises {type(error).__name__}: {error}", cure=raises)
+
+
+def _cut_off(setup: Setup, paid: Sequence[float]) -> Iterator[Finding]:
+    """score_clip counts standard deviations of normalised scores; of scores that are left as they are it counts their own units."""
+    clip = setup.config.score_clip
+    beyond = [score for score in paid if clip is not None and abs(score) > clip]
+    if setup.config.normalise_on == 0 and len(beyond) > len(paid) / 10:
+        yield Finding(
+            code="score-clip", severity="warning",
+            cause=f"{of(len(beyond), len(paid))} scores lie beyond score_clip={clip:g} (up to {max(beyond, key=abs):.3g}), and "
+                  "normalise_on=0 leaves the reward on its own scale: all of them count as the same score",
+            cure="leave normalise_on above 0, so that scores are in standard deviations; or set score_clip=null, or one that "
+                 "suits the reward", reference="C20")
 
 
 def _is_coarse(judge: Judge) -> bool:
@@ -137,9 +166,10 @@ def _values(judge: Judge, items: Sequence[tuple[Prompt, Sequence[Response]]]) ->
     return [value for judgement in judge.judge(items) for value in judgement.values]
 
 
-def _told_apart(key: str, name: str, together: list[float], again: list[float], alone: list[float], *,
-                groups: Sequence[int], loose: float) -> Iterator[Finding]:
+def _told_apart(named: Named, heard: Heard, *, groups: Sequence[int], loose: float) -> Iterator[Finding]:
     """Whether scores are numbers, tell answers apart, and belong to the answer alone.  groups: answers of each prompt."""
+    key, name = named.key, named.name
+    together, again, alone = heard
     broken = [value for value in (*together, *alone) if not math.isfinite(value)]
     if broken:
         yield Finding(code="reward-not-finite", cause=f"{key}={name} gives {broken[0]} for "

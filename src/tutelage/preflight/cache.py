@@ -6,6 +6,7 @@ Large weight files are told apart by size and time of change, everything else by
 longer than the rest of the check.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +17,10 @@ from tutelage.core.files import canonical_json, read_json, sha256_bytes, sha256_
 from tutelage.models.load import obtain
 from tutelage.preflight.findings import Finding
 from tutelage.preflight.memory import Needs
+from tutelage.preflight.setup import judge_names
+from tutelage.training.rl import FUNCTIONS
 
-VERSION = 1  # raised when a check changes what it says
+VERSION = 2  # raised when a check changes what it says
 SMALL = 16_000_000  # bytes: files up to here are told apart by content
 
 
@@ -28,7 +31,7 @@ class Known(NamedTuple):
 
 def place(workspace: Path, command: str, config: Any, data_id: str) -> Path:
     """The file that holds, or will hold, what a check of this found."""
-    named = {key: fingerprint(getattr(config, key, "")) for key in ("model", "reward", "cost")}
+    named = {key: fingerprint(name) for key, name in {"model": config.model, **judge_names(config)}.items()}
     key = canonical_json([VERSION, __version__, command, to_dict(config), data_id, named])
     return workspace / ".cache" / "check" / f"{sha256_bytes(key.encode('utf-8', 'surrogatepass'))[:32]}.json"
 
@@ -37,8 +40,9 @@ def fingerprint(name: Any) -> Any:
     """What stands behind the name of a model, a reward function or a rule."""
     if not isinstance(name, str) or not name or name.startswith("rule:"):
         return name
-    if name.startswith("python:"):
-        file = Path(name.removeprefix("python:").rpartition(":")[0])
+    kind, _, spec = name.partition(":")
+    if kind in FUNCTIONS:
+        file = Path(spec.rpartition(":")[0])
         return sha256_file(file) if file.is_file() else name
     try:
         folder = obtain(name)
@@ -50,6 +54,12 @@ def fingerprint(name: Any) -> Any:
 def _of_file(path: Path) -> Any:
     facts = path.stat()
     return sha256_file(path) if facts.st_size <= SMALL else [facts.st_size, facts.st_mtime_ns]
+
+
+def digest_of(records: Sequence[Any]) -> str:
+    """Of records whose source is no part of the id of the data; "" for none."""
+    text = canonical_json([record.to_dict() for record in records]) if records else ""
+    return sha256_bytes(text.encode("utf-8", "surrogatepass"))[:8] if records else ""
 
 
 def recall(file: Path) -> Known | None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from tutelage.core.protocols import Engine, Judge, Progress, silent
 from tutelage.models.load import Loaded
 from tutelage.models.quiet import quiet_transformers
-from tutelage.preflight import answers, cache, memory, network, settings, tokens, words
+from tutelage.preflight import answers, cache, kinds, memory, network, settings, tokens, words
 from tutelage.preflight.findings import Blocked, Finding
 from tutelage.preflight.setup import Setup
 from tutelage.training.memory import collect
@@ -19,6 +19,7 @@ from tutelage.training.memory import collect
 COMMANDS = ("sft", "reward", "rl", "prefer", "cost", "classify")
 CHAT = ("sft", "reward", "rl", "prefer", "cost")  # commands that render conversations
 JUDGED = ("reward", "prefer", "cost")
+SPEAKING = ("sft", "rl", "prefer")  # commands whose model keeps its language-model head
 LARGE = 10**7  # parameters from which a model's memory is handed back before the run loads its own
 
 
@@ -45,6 +46,7 @@ CHECKS = (
     Check(("turns-in-answer",), ("sft", *JUDGED), words.turns_in_answer),
     Check(("evaluation-in-training",), COMMANDS, words.evaluation_in_training),
     # the model, and what the tokenizer makes of the records
+    Check(("wrong-kind",), SPEAKING, kinds.wrong_kind),
     Check(("nothing-to-train",), COMMANDS, network.nothing_to_train),
     Check(("float16",), COMMANDS, network.float16),
     Check(("no-end",), CHAT, tokens.no_end),
@@ -53,8 +55,8 @@ CHECKS = (
     Check(("critic-tokenizer",), ("rl",), tokens.critic_tokenizer),
     Check(("missing-bos", "double-bos"), CHAT, tokens.bos),
     Check(("special-in-text",), ("sft", *JUDGED), tokens.special_in_text),
-    Check(("empty-loss-mask", "full-loss-mask", "template-refuses"), ("sft",), tokens.masks),
-    Check(("untrained-turn-ends",), ("sft",), tokens.turn_ends),
+    Check(("empty-loss-mask", "full-loss-mask", "template-refuses"), ("sft", "rl"), tokens.masks),
+    Check(("untrained-turn-ends",), ("sft", "rl"), tokens.turn_ends),
     Check(("identical-pairs", "prompt-too-long"), JUDGED, tokens.after_cutting),
     Check(("prompt-too-long", "context"), ("rl",), tokens.prompt_lengths),
     Check(("context",), ("sft", *JUDGED), tokens.context),
@@ -66,9 +68,10 @@ CHECKS = (
     Check(("all-truncated", "empty-answers"), ("rl",), answers.endings),
     Check(("identical-samples",), ("rl",), answers.identical_samples),
     Check(("sampler-gap",), ("rl",), answers.sampler_gap),
-    Check(("reward-constant", "reward-noisy", "reward-batch", "reward-raises", "reward-not-finite"), ("rl",), answers.rewards),
+    Check(("reward-constant", "reward-noisy", "reward-batch", "reward-raises", "reward-not-finite", "score-clip"), ("rl",),
+          answers.rewards),
 )
-FATAL = ("vocabulary", "not-finite", "context", "prompt-too-long")  # errors after which the model cannot be run
+FATAL = ("wrong-kind", "vocabulary", "not-finite", "context", "prompt-too-long")  # errors after which the model cannot be run
 
 
 def check(
@@ -90,7 +93,7 @@ def check(
     again (`fresh`: is).  `loaded`, `judge` and `engine` take the place of what `config` names; then nothing is kept.
     """
     keep = workspace is not None and loaded is None and judge is None and engine is None
-    place = cache.place(workspace, command, config, data_id) if keep else None
+    place = cache.place(workspace, command, config, data_id + cache.digest_of(rows.get("ptx", ()))) if keep else None
     known = cache.recall(place) if place and not fresh else None
     if known is not None:
         return [*memory.fits(known.needs, memory.available(config.device), config), *known.findings]

@@ -12,7 +12,7 @@ import torch
 
 from tutelage.models.load import best_device, best_dtype
 from tutelage.preflight.findings import Finding
-from tutelage.preflight.setup import Setup, is_folder
+from tutelage.preflight.setup import Setup, is_folder, judge_names
 from tutelage.preflight.size import Size
 
 ACTIVATIONS = 20  # numbers kept for the backward pass, for each token, layer and hidden unit
@@ -59,7 +59,7 @@ def _copies(setup: Setup, size: Size, width: int, device: str) -> int:
         out += one if device == "cpu" else 0  # what the engine packs
         if getattr(setup.config, "value", "") == "separate":
             out += one + 16 * size.parameters
-        out += sum(weights_on_disk(getattr(setup.config, key, "")) for key in ("reward", "cost"))
+        out += sum(weights_on_disk(name) for name in judge_names(setup.config).values())
     return out
 
 

@@ -29,7 +29,7 @@ def nothing_to_train(setup: Setup) -> Iterator[Finding]:
     learns = [(name, p.numel()) for name, p in model.named_parameters() if p.requires_grad]
     adapters = [p for name, p in model.named_parameters() if "lora_" in name]
     frozen = sum(not p.requires_grad for p in adapters)
-    if not learns and not setup.judged:  # a reward model has a new head that learns
+    if not learns and setup.command not in ("reward", "cost"):  # those have a new head, which learns
         raise Blocked(Finding(
             code="nothing-to-train", cause="no parameter of the model requires a gradient: the run would change nothing",
             cure="set lora.rank above 0, or train all weights (lora.rank=0, frozen_layers=0)", reference=reference))

@@ -67,12 +67,13 @@ def group_size(setup: Setup) -> Iterator[Finding]:
 
 
 def kl_off(setup: Setup) -> Iterator[Finding]:
-    config = setup.config
-    if config.beta == 0 and config.kl_target is None and is_folder(config.reward) and setup.method not in IMITATING:
+    learned = [key for key, name in setup.judge_names.items() if key != "cost" and is_folder(name)]
+    if setup.config.beta == 0 and learned and setup.method not in IMITATING:
         yield Finding(
             code="kl-off", severity="warning",
-            cause="beta is 0 and the reward is a learned model: the policy will leave the texts that the reward model knows, "
-                  "and its score will rise where answers get worse",
-            cure="set beta (0.01 to 0.1) or kl_target, and watch a second judge",
+            cause=f"beta is 0 and {learned[0]} is a learned model: the policy will leave the texts that the reward model "
+                  "knows, and its score will rise where answers get worse",
+            cure="set beta (0.01 to 0.1), and watch a second judge; kl_target alone leaves a beta of 0 as it is, since it "
+                 "multiplies it",
             reference="RLHF_CORRECTNESS 4.1, 4.3; Gao et al. 2022 (https://arxiv.org/abs/2210.10760); trl #204")
 

@@ -4,11 +4,12 @@ A few rows stand for all of them (evenly spread, so that a fault that sits in on
 short: the first check of a 135-million-parameter model takes seconds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -25,7 +26,7 @@ from tutelage.text.chat import render_prompt, stop_ids
 from tutelage.text.mask import Row, answer_row, rows_of
 from tutelage.training.classify import classes_of, load_classifier
 from tutelage.training.networks import load_trainable
-from tutelage.training.rl import judge_by_name
+from tutelage.training.rl import FUNCTIONS, judge_by_name
 from tutelage.training.rollouts import answer
 
 SOME_ROWS = 64  # that are tokenised
@@ -69,11 +70,65 @@ def answers_of(record: Any) -> list[str]:
 
 def is_folder(name: str) -> bool:
     """Whether a reward (or cost) is a model on disk, and no rule or function."""
-    return bool(name) and not name.startswith(("rule:", "python:")) and Path(name).is_dir()
+    return bool(name) and name.partition(":")[0] not in ("rule", *FUNCTIONS) and Path(name).is_dir()
+
+
+def judge_names(config: Any) -> dict[str, str]:
+    """Key of the configuration -> name, of every reward of a run and, where there is one, of its cost.
+
+    Where there are several `rewards`, `reward` is only its own default and nothing reads it.
+    """
+    several = {f"rewards.{name}.reward": part.reward for name, part in (getattr(config, "rewards", None) or {}).items()}
+    named = {**(several or {"reward": getattr(config, "reward", "")}), "cost": getattr(config, "cost", "")}
+    return {key: name for key, name in named.items() if name}
+
+
+class Named(NamedTuple):
+    """A reward or a cost of the run."""
+
+    key: str  # of the configuration: "reward", "rewards.NAME.reward" or "cost"
+    name: str  # what stands there; of a judge that was handed over, its id
+    judge: Judge
+    weight: float = 1.0  # among several rewards
+
+
+class Scorer(NamedTuple):
+    """A reward or a cost that is a model on disk."""
+
+    key: str
+    path: Path
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def what(self) -> str:
+        return "cost model" if self.key == "cost" else "reward model"
+
+
+class Taught(NamedTuple):
+    """Conversations whose answers are learned as they stand: the rows of `sft`, or what `ptx_coef` mixes into `rl`."""
+
+    records: list[Example]
+    rows: list[list[tuple[Row, Row]]]  # of each record: whole, and cut to the limit
+    what: str
+    limit: str  # the setting that cuts them, and its value
+    cure: str  # how to raise it
+
+
+@contextmanager
+def template_may_refuse() -> Iterator[None]:
+    """Blocked where the chat template cannot write a record."""
+    try:
+        yield
+    except UserError as error:
+        raise Blocked(Finding(
+            code="template-refuses", cause=str(error),
+            cure="mend the chat template in the model's tokenizer (chat_template.jinja), or take another model",
+            reference="C6; trl #4201")) from error
 
 
 class Setup:
-    """A run that has not been begun.  `loaded`, `judge` and `engine` take the place of what the configuration names."""
+    """A run that has not been begun.  `loaded`, `judge` (of the rewards) and `engine` take the place of what the configuration
+    names."""
 
     def __init__(self, command: str, config: Any, rows: Mapping[str, Sequence[Any]], *, loaded: Loaded | None = None,
                  judge: Judge | None = None, engine: Engine | None = None):
@@ -89,11 +144,6 @@ class Setup:
     def lora_rank(self) -> int:
         return getattr(getattr(self.config, "lora", None), "rank", 0)
 
-    @property
-    def judged(self) -> bool:
-        """Whether the rows are answers that someone judged."""
-        return self.command in ("reward", "prefer", "cost")
-
     # -- words
 
     @cached_property
@@ -105,6 +155,11 @@ class Setup:
         """Distinct prompts of the training rows."""
         found = (prompt_of(record) for record in self.train)
         return list({prompt.id: prompt for prompt in found if prompt is not None}.values())
+
+    @cached_property
+    def mixed(self) -> list[Example]:
+        """Demonstrations that PPO-ptx mixes into the updates; none where it is not asked for."""
+        return list(self.rows.get("ptx", ())) if getattr(self.config, "ptx_coef", 0) else []
 
     @cached_property
     def pairs(self) -> list[Preference]:
@@ -166,17 +221,16 @@ class Setup:
                 reference="C6; marin #7237, trl #4879")) from error
 
     @property
-    def reward_path(self) -> Path | None:
-        name = getattr(self.config, "reward", "")
-        return Path(name) if self._judge is None and is_folder(name) else None
+    def judge_names(self) -> dict[str, str]:
+        """Key -> name of the rewards and the cost, without the rewards whose place `judge` takes."""
+        named = judge_names(self.config)
+        return named if self._judge is None else {key: name for key, name in named.items() if key == "cost"}
 
     @cached_property
-    def reward_tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """Of the reward model, where the reward is a folder."""
-        if self.reward_path is None:
-            return None
+    def scorers(self) -> list[Scorer]:
         with quiet_transformers():
-            return AutoTokenizer.from_pretrained(self.reward_path)
+            return [Scorer(key, Path(name), AutoTokenizer.from_pretrained(name))
+                    for key, name in self.judge_names.items() if is_folder(name)]
 
     # -- tokens
 
@@ -187,13 +241,8 @@ class Setup:
 
     def rows_of(self, record: Any) -> list[tuple[Row, Row]]:
         """The token rows that the run makes of a record, whole and cut.  Blocked where the template refuses it."""
-        try:
+        with template_may_refuse():
             return self._rows_of(record)
-        except UserError as error:
-            raise Blocked(Finding(
-                code="template-refuses", cause=str(error),
-                cure="mend the chat template in the model's tokenizer (chat_template.jinja), or take another model",
-                reference="C6; trl #4201")) from error
 
     def _rows_of(self, record: Any) -> list[tuple[Row, Row]]:
         most = self.config.max_tokens
@@ -202,11 +251,26 @@ class Setup:
             row = Row(ids, [0.0] * len(ids))
             return [(row, row)] if ids else []
         if self.command == "sft":
-            whole = rows_of(self.tokenizer, record, all_tokens=self.config.loss == "all")
-            return [(row, Row(row.token_ids[:most], row.weights[:most])) for row in whole]
+            return self._taught_rows(record, most, all_tokens=self.config.loss == "all")
         prompt = prompt_of(record)
         return [(answer_row(self.tokenizer, prompt, text), answer_row(self.tokenizer, prompt, text, max_tokens=most))
                 for text in answers_of(record)]
+
+    def _taught_rows(self, record: Example, most: int, *, all_tokens: bool = False) -> list[tuple[Row, Row]]:
+        whole = rows_of(self.tokenizer, record, all_tokens=all_tokens)
+        return [(row, Row(row.token_ids[:most], row.weights[:most])) for row in whole]
+
+    @cached_property
+    def taught(self) -> Taught:
+        """Blocked where the template refuses a record."""
+        if self.command == "sft":
+            records = some(self.train, SOME_ROWS)
+            return Taught(records, [self.rows_of(record) for record in records], "rows", f"max_tokens={self.config.max_tokens}",
+                          "raise max_tokens")
+        records, most = some(self.mixed, SOME_ROWS), self.config.max_prompt_tokens + self.config.max_tokens
+        with template_may_refuse():
+            rows = [self._taught_rows(record, most) for record in records]
+        return Taught(records, rows, "rows of ptx_data", f"max_prompt_tokens + max_tokens = {most}", "raise max_prompt_tokens")
 
     # -- answers (rl)
 
@@ -233,10 +297,21 @@ class Setup:
         sampling = replace(self.config.sampling(0), n=2, max_tokens=self.answer_tokens)
         return answer(self.engine, self.asked, sampling)
 
-    def judges(self) -> list[tuple[str, Judge]]:
-        """(key of the configuration, judge) of the reward and, where there is one, the cost."""
-        if self._judge is not None:
-            return [("reward", self._judge)]
-        named = [(key, getattr(self.config, key, "")) for key in ("reward", "cost")]
-        return [(key, judge_by_name(name, dtype=self.config.dtype, device=self.config.device)) for key, name in named if name]
+    @cached_property
+    def some_end(self) -> bool:
+        """Whether any of the answers ends within max_tokens; where none has by `answer_tokens`, they run on until one does."""
+        if any(not response.is_truncated() for response in self.responses):
+            return True
+        if self.answer_tokens >= self.config.max_tokens:
+            return False
+        sampling = replace(self.config.sampling(0), n=2)  # the same draws, and so the same answers, only longer
+        return any(not response.is_truncated() for response in self.engine.respond([(prompt, sampling) for prompt in self.asked]))
+
+    def judges(self) -> list[Named]:
+        """The rewards and, where there is one, the cost."""
+        given = [] if self._judge is None else [Named("reward", self._judge.id, self._judge)]
+        weights = {f"rewards.{name}.reward": part.weight for name, part in (getattr(self.config, "rewards", None) or {}).items()}
+        return given + [
+            Named(key, name, judge_by_name(name, dtype=self.config.dtype, device=self.config.device), weights.get(key, 1.0))
+            for key, name in self.judge_names.items()]
 

@@ -1,6 +1,7 @@
 """Checks of what becomes of the words: templates, special tokens, loss masks, lengths."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from tutelage.core.words import Example, Message
@@ -90,15 +91,13 @@ def template_changed(setup: Setup) -> Iterator[Finding]:
     then = setup.manifest.get("template")
     if then and then != now:
         yield _changed("the model", setup.config.model, then, now)
-    if setup.reward_tokenizer is None:
-        return
-    rewarded = manifest_in(setup.reward_path).get("template")
-    rewards_now = template_digest(setup.reward_tokenizer)
-    if rewarded and rewarded != rewards_now:
-        yield _changed("the reward model", setup.config.reward, rewarded, rewards_now)
+    for scorer in setup.scorers:
+        then, now = manifest_in(scorer.path).get("template"), template_digest(scorer.tokenizer)
+        if then and then != now:
+            yield _changed(f"the {scorer.what}", scorer.path, then, now)
 
 
-def _changed(what: str, name: str, then: str, now: str) -> Finding:
+def _changed(what: str, name: str | Path, then: str, now: str) -> Finding:
     return Finding(
         code="template-changed", cause=f"{what} {name} was trained with the chat template {then}, and its tokenizer has {now} "
                                        "now: it would be asked in another format than it knows",
@@ -107,21 +106,23 @@ def _changed(what: str, name: str, then: str, now: str) -> Finding:
 
 
 def template_mismatch(setup: Setup) -> Iterator[Finding]:
-    theirs = setup.reward_tokenizer
-    if theirs is None or theirs.get_vocab() != setup.tokenizer.get_vocab():
-        return  # a judge of another family reads with its own tokenizer and template, as it should (C37)
-    if template_digest(theirs) != template_digest(setup.tokenizer):
-        differ = "special tokens" if template_of(theirs) == template_of(setup.tokenizer) else "chat templates"
-        yield Finding(
-            code="template-mismatch", cause="policy and reward model share a vocabulary, and their " + differ + " differ: they "
-                                            "see the same conversation as different tokens",
-            cure="train the reward model from the policy's own SFT model (tutelage reward model=RUN), or bring the templates "
-                 "into line",
-            reference="C5; ms-swift #9160")
+    for scorer in setup.scorers:
+        theirs, what = scorer.tokenizer, scorer.what
+        if theirs.get_vocab() != setup.tokenizer.get_vocab():
+            continue  # a judge of another family reads with its own tokenizer and template, as it should (C37)
+        if template_digest(theirs) != template_digest(setup.tokenizer):
+            differ = "special tokens" if template_of(theirs) == template_of(setup.tokenizer) else "chat templates"
+            yield Finding(
+                code="template-mismatch",
+                cause=f"policy and {what} ({scorer.key}={scorer.path}) share a vocabulary, and their {differ} differ: they see "
+                      "the same conversation as different tokens",
+                cure=f"train the {what} from the policy's own SFT model (tutelage {what.split()[0]} model=RUN), or bring the "
+                     "templates into line",
+                reference="C5; ms-swift #9160")
 
 
 def critic_tokenizer(setup: Setup) -> Iterator[Finding]:
-    theirs = setup.reward_tokenizer
+    theirs = next((scorer.tokenizer for scorer in setup.scorers if scorer.key == "reward"), None)  # of several it takes none
     if getattr(setup.config, "value", "") != "separate" or theirs is None:
         return
     if theirs.get_vocab() != setup.tokenizer.get_vocab():
@@ -135,16 +136,15 @@ def critic_tokenizer(setup: Setup) -> Iterator[Finding]:
 
 def masks(setup: Setup) -> Iterator[Finding]:
     """Whether what should be trained on is, and nothing else."""
-    records = some(setup.train, SOME_ROWS)
-    rows = [setup.rows_of(record) for record in records]
+    records, rows, what, limit, raise_it = setup.taught
     empty = sum(not any(cut.trained() for _, cut in each) for each in rows)
     if empty >= max(1, len(rows) / 10):
         cut_away = sum(any(whole.trained() for whole, _ in each) and not any(cut.trained() for _, cut in each) for each in rows)
-        why = f"max_tokens={setup.config.max_tokens} cuts them away" if cut_away else "the template does not write the answers"
+        why = f"{limit} cuts them away" if cut_away else "the template does not write the answers"
         yield Finding(
             code="empty-loss-mask", severity="error" if empty >= len(rows) / 2 else "warning",
-            cause=f"{of(empty, len(rows))} rows have no trained token: {why}",
-            cure="raise max_tokens" if cut_away else "look at a row with `tutelage data inspect --tokens`, and mend the "
+            cause=f"{of(empty, len(rows))} {what} have no trained token: {why}",
+            cure=raise_it if cut_away else "look at a row with `tutelage data inspect --tokens`, and mend the "
                                                      "template",
             reference="C6; marin #7237, trl #4879, transformers #34494")
     full = sum(not _asked(record) or any(_is_full(whole) for whole, _ in each)
@@ -152,7 +152,7 @@ def masks(setup: Setup) -> Iterator[Finding]:
     if getattr(setup.config, "loss", "") != "all" and full >= max(1, len(rows) / 10):
         yield Finding(
             code="full-loss-mask", severity="error" if full >= len(rows) / 2 else "warning",
-            cause=f"{of(full, len(rows))} rows are trained on from their first word: nothing is asked before the answer, so "
+            cause=f"{of(full, len(rows))} {what} are trained on from their first word: nothing is asked before the answer, so "
                   "the question may have been read as part of it",
             cure="import the data with question and answer in their own fields; if all tokens are wanted, say loss=all",
             reference="C6; Megatron-Bridge #3359, Automodel #832")
@@ -169,23 +169,23 @@ def _is_full(row: Row) -> bool:
 
 
 def turn_ends(setup: Setup) -> Iterator[Finding]:
-    rows = [(whole, cut) for whole, cut in setup.cut_rows if cut.trained()]  # rows without a trained token: see `masks`
+    _, taught, what, limit, raise_it = setup.taught
+    rows = [(whole, cut) for each in taught for whole, cut in each if cut.trained()]  # those without a trained token: see `masks`
     if not rows:
         return
     never = sum(not _ends(whole, setup.ends) for whole, _ in rows)
     lost = sum(_ends(whole, setup.ends) and not _ends(cut, setup.ends) for whole, cut in rows)
     if never >= len(rows) / 10:
         yield Finding(
-            code="untrained-turn-ends", cause=f"{of(never, len(rows))} rows do not end with a token that ends an answer: the "
+            code="untrained-turn-ends", cause=f"{of(never, len(rows))} {what} do not end with a token that ends an answer: the "
                                               "model will never learn to stop",
             cure="name the token that the template writes after a turn as eos_token, or let the template write eos_token there",
             reference="C7; trl #1623, #3091, #4970")
     elif lost >= len(rows) / 4:
         yield Finding(
             code="untrained-turn-ends", severity="error" if lost >= 0.95 * len(rows) else "warning",
-            cause=f"max_tokens={setup.config.max_tokens} cuts the end off {of(lost, len(rows))} rows: those teach to go on "
-                  "where the answer should stop",
-            cure=f"raise max_tokens (the longest of these rows has {max(len(whole.token_ids) for whole, _ in rows)}), or drop "
+            cause=f"{limit} cuts the end off {of(lost, len(rows))} {what}: those teach to go on where the answer should stop",
+            cure=f"{raise_it} (the longest of these rows has {max(len(whole.token_ids) for whole, _ in rows)}), or drop "
                  "long rows",
             reference="C7; trl #1623, transformers #34494")
 

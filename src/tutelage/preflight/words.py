@@ -72,14 +72,17 @@ def label_direction(setup: Setup) -> Iterator[Finding]:
 
 
 def one_sided_labels(setup: Setup) -> Iterator[Finding]:
-    """Of single answers: ratings, or good and bad; of a cost model: safe and unsafe."""
+    """Of single answers: what the method learns from them, ratings or good and bad; of a cost model: safe and unsafe."""
     if setup.command == "cost":
-        flags = [flag for record in setup.train for flag in _flags(record) if flag is not None]
+        found = [flag for record in setup.train for flag in _flags(record)]
     elif setup.pairs:
         return
     else:
-        flags = [label.desirable if label.rating is None else label.rating for label in setup.train if isinstance(label, Label)]
-    said = {flag for flag in flags if flag is not None}
+        labels = [record for record in setup.train if isinstance(record, Label)]
+        rated = setup.command == "reward"  # KTO does not look at ratings
+        found = [label.rating if rated and label.rating is not None else label.desirable for label in labels]
+    flags = [flag for flag in found if flag is not None]
+    said = set(flags)
     if len(flags) >= 4 and len(said) == 1:
         yield Finding(
             code="one-sided-labels", cause=f"all {len(flags)} judged answers have the same label ({next(iter(said))}): there "
@@ -148,7 +151,7 @@ def evaluation_in_training(setup: Setup) -> Iterator[Finding]:
     """Against the starter's evaluation prompts and the rows' own test split."""
     own = [prompt for record in setup.rows.get("test", ()) if (prompt := prompt_of(record)) is not None]
     tests = EvaluationSet(Item(f"test prompt {at}", prompt.messages[-1].text) for at, prompt in enumerate(own, 1))
-    first, count, looked = "", 0, some(setup.train, MANY)
+    first, count, looked = "", 0, some([*setup.train, *setup.mixed], MANY)
     for record in looked:
         prompt = prompt_of(record)
         texts = [message.text for message in prompt.messages if message.role == "user"] if prompt else []

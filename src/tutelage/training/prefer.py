@@ -7,7 +7,7 @@ weighted mean over all of its pairs (KTO: answers), however memory cuts it.
 Departures from the papers: (1) KTO's mismatched answers are drawn once for the whole data, not within each batch (so does
 TRL), so that the reference can be asked beforehand and a step of one row has an estimate; z is still that of the step's own
 prompts.  (2) `sft_coef` adds the NLL per token of the better answer to any of the losses (for DPO that is RPO, Pang et al.
-2024, https://arxiv.org/abs/2404.19733, eq. 1).
+2024, https://arxiv.org/abs/2404.19733, eq. 1); the better one is by soft_label, and a tie adds nothing.
 """
 
 import copy
@@ -176,7 +176,7 @@ class PreferTask:
         out = self.pair_loss(pairs)
         loss_P = out.loss_P
         if self.config.sft_coef:
-            loss_P = loss_P - self.config.sft_coef * pairs.chosen_logp_P / pairs.chosen_count_P.clamp(min=1)
+            loss_P = loss_P - self.config.sft_coef * _better_mean_logp(pairs)
         found = {"accuracy": out.right_P, "margin": out.chosen_reward_P - out.rejected_reward_P,
                  "chosen_reward": out.chosen_reward_P, "rejected_reward": out.rejected_reward_P,
                  "chosen_logp": pairs.chosen_logp_P, "rejected_logp": pairs.rejected_logp_P}
@@ -222,6 +222,15 @@ class PreferTask:
         return {f"eval_{key}": value for key, value in ratios(sums).items() if key != "tokens"}
 
 
+def _better_mean_logp(pairs: pairwise.Pairs) -> Tensor:
+    """Mean log-probability of a token of the better answer, [P]: `chosen`, or `rejected` where the judges came to prefer that
+    (soft_label below 0.5); 0 for a tie."""
+    chosen_P = pairs.chosen_logp_P / pairs.chosen_count_P.clamp(min=1)
+    rejected_P = pairs.rejected_logp_P / pairs.rejected_count_P.clamp(min=1)
+    likely_P = pairs.soft_label_P  # that chosen is the better one
+    return torch.where(likely_P > 0.5, chosen_P, torch.where(likely_P < 0.5, rejected_P, 0.0))
+
+
 def _ranking(items: Sequence[Item], rewards: Sequence[float]) -> dict[str, float]:
     """Sums of accuracy and margin over the records that are pairs, from the rewards of all answers in their order."""
     at, right, margin, count = 0, 0.0, 0.0, 0.0
@@ -258,6 +267,7 @@ def prefer(
     with fast_matmuls(config.device):
         loaded = load_trainable(config.model, dtype=config.dtype, device=config.device, lora=config.lora,
                                 frozen_layers=config.frozen_layers, gradient_checkpointing=config.gradient_checkpointing)
+        run.hold_to({f"model {config.model}": loaded.digest})
         read = partial(items_of, loaded.tokenizer, method=config.method, max_tokens=config.max_tokens, seed=config.seed)
         splits = [read(train), read(val)]
         _look_at(splits[0], len(train), config, warn)
