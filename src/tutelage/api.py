@@ -51,9 +51,10 @@ def _command(name: str) -> Any:
 
 def recipe(command: str, recipe: Any = None, *, workspace: str | Path | None = None, **overrides: Any) -> Any:
     """The configuration (a frozen dataclass) of a training command (sft, cost, rl, ...) from a recipe and overrides."""
-    if command not in ("sft", "reward", "cost", "prefer", "rl", "classify"):
-        raise UserError(f"no training command {command!r}; known: classify, cost, prefer, reward, rl, sft")
-    return _command("training").config_from(_command(command).JOB, recipe, overrides, workspace)
+    known = ("classify", "cost", "prefer", "reward", "rl", "sft", "span-reward")
+    if command not in known:
+        raise UserError(f"no training command {command!r}; known: {', '.join(known)}")
+    return _command("training").config_from(_command(command.replace("-", "_")).JOB, recipe, overrides, workspace)
 
 
 def _train(

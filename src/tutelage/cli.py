@@ -22,6 +22,7 @@ MODULES = {  # command -> module of tutelage.commands
     "sft": "sft",
     "reward": "reward",
     "cost": "cost",
+    "span-reward": "span_reward",
     "prefer": "prefer",
     "rl": "rl",
     "classify": "classify",

@@ -19,6 +19,7 @@ train (each takes a recipe and overrides: tutelage sft RECIPE key=value ...)
   sft         teach a model to answer, from conversations
   reward      train a reward model, from preferences or ratings
   cost        train a cost model, from answers flagged safe and unsafe
+  span-reward train a reward model of spans, from answers with marked errors
   prefer      train a model on preferences directly: DPO, IPO, KTO, ORPO, SimPO
   rl          improve a model against a reward (PPO)
   classify    train a text classifier
@@ -35,7 +36,7 @@ use and judge
 
 tutelage COMMAND --help says more."""
 
-TRAINING_COMMANDS = ("sft", "reward", "cost", "prefer", "rl", "classify")
+TRAINING_COMMANDS = ("sft", "reward", "cost", "span-reward", "prefer", "rl", "classify")
 DATA_COMMANDS = ("import", "inspect", "annotate", "split", "expand")
 DATA_NAMES = "a snapshot, a file, hf:NAME or starter:NAME"
 
@@ -232,6 +233,11 @@ def _add_training(commands: Any) -> None:
             "cost",
             "Train a cost model on answers flagged safe and unsafe: above 0 unsafe, below 0 safe.",
             ("tutelage cost", "tutelage cost cost_starter model=sft-0001"),
+        ),
+        (
+            "span-reward",
+            "Train a reward model of spans on answers in which people marked errors.",
+            ("tutelage span-reward data=marked.jsonl", "tutelage span-reward data=marked.jsonl model=sft-0001 loop.epochs=3"),
         ),
         (
             "prefer",

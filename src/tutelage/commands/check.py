@@ -5,14 +5,14 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from tutelage.commands import classify, cost, prefer, reward, rl, sft
+from tutelage.commands import classify, cost, prefer, reward, rl, sft, span_reward
 from tutelage.commands.training import Job, examine, prepare, show_findings, split_words
 from tutelage.core.errors import ConfigError, UserError
 from tutelage.preflight.findings import errors
 from tutelage.recipes import find_recipe, find_workspace, read_config, read_file
 from tutelage.terminal import Terminal
 
-JOBS: dict[str, Job] = {job.name: job for job in (sft.JOB, reward.JOB, cost.JOB, prefer.JOB, rl.JOB, classify.JOB)}
+JOBS: dict[str, Job] = {job.name: job for job in (sft.JOB, reward.JOB, cost.JOB, span_reward.JOB, prefer.JOB, rl.JOB, classify.JOB)}
 
 
 def run(args: Namespace, terminal: Terminal) -> int:
@@ -39,7 +39,7 @@ def command_of(recipe: str | None, words: Sequence[str], workspace: Path) -> str
     told: dict = {}
     if recipe is not None:
         path = find_recipe(recipe, workspace)
-        named = re.search(rf"^#\s+tutelage ({'|'.join(JOBS)})\b", path.read_text(encoding="utf-8-sig"), re.MULTILINE)
+        named = re.search(rf"^#\s+tutelage ({'|'.join(JOBS)})(?![\w-])", path.read_text(encoding="utf-8-sig"), re.MULTILINE)
         if named:
             return named[1]
         told = read_file(path)

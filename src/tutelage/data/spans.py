@@ -23,6 +23,9 @@ class Spanned(NamedTuple):
     response: Response
     spans: tuple[Span, ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        return {"prompt": self.prompt.to_dict(), "response": self.response.to_dict(), "spans": [span.to_dict() for span in self.spans]}
+
     def judgement(self, judge: str) -> Judgement:
         return Judgement(judge=judge, kind="spans", responses=(self.response.id,),
                          values=(float(sum(span.value for span in self.spans)),), spans=self.spans)

@@ -16,7 +16,7 @@ from tutelage.preflight.findings import Blocked, Finding
 from tutelage.preflight.setup import Setup
 from tutelage.training.memory import collect
 
-COMMANDS = ("sft", "reward", "rl", "prefer", "cost", "classify")
+COMMANDS = ("sft", "reward", "rl", "prefer", "cost", "span-reward", "classify")
 CHAT = ("sft", "reward", "rl", "prefer", "cost")  # commands that render conversations
 JUDGED = ("reward", "prefer", "cost")
 SPEAKING = ("sft", "rl", "prefer")  # commands whose model keeps its language-model head
@@ -60,7 +60,7 @@ CHECKS = (
     Check(("identical-pairs", "prompt-too-long"), JUDGED, tokens.after_cutting),
     Check(("prompt-too-long", "context"), ("rl",), tokens.prompt_lengths),
     Check(("context",), ("sft", *JUDGED), tokens.context),
-    Check(("pad-is-end",), ("reward", "cost", "classify"), tokens.pad_is_end),
+    Check(("pad-is-end",), ("reward", "cost", "span-reward", "classify"), tokens.pad_is_end),
     Check(("pad-frozen",), CHAT, network.pad_frozen),
     Check(("vocabulary",), COMMANDS, tokens.vocabulary),
     Check(("not-finite", "dropout", "worse-than-chance"), CHAT, network.passes),

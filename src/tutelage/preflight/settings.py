@@ -19,6 +19,7 @@ LEARNING_RATES = {
     "sft": (Range(1e-6, 1e-3), Range(1e-5, 5e-3)),
     "reward": (Range(5e-7, 5e-4), Range(1e-6, 3e-3)),
     "cost": (Range(5e-7, 5e-4), Range(1e-6, 3e-3)),
+    "span-reward": (Range(5e-7, 5e-4), Range(1e-6, 3e-3)),
     "prefer": (Range(1e-8, 2e-4), Range(1e-7, 1e-3)),
     "rl": (Range(1e-8, 3e-4), Range(1e-7, 1e-3)),
     "classify": (Range(1e-6, 1e-3), Range(1e-5, 1e-1)),  # the second: the classification layer alone

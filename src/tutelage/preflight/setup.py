@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from tutelage.core.errors import UserError
 from tutelage.core.protocols import Engine, Judge
 from tutelage.core.words import Example, Label, Preference, Prompt, Response
+from tutelage.data.spans import Spanned
 from tutelage.models.heads import plain_model
 from tutelage.models.load import Loaded, obtain
 from tutelage.models.quiet import quiet_transformers
@@ -28,6 +29,7 @@ from tutelage.training.classify import classes_of, load_classifier
 from tutelage.training.networks import load_trainable
 from tutelage.training.rl import FUNCTIONS, judge_by_name
 from tutelage.training.rollouts import answer
+from tutelage.training.span_reward import load_token_classifier
 
 SOME_ROWS = 64  # that are tokenised
 SOME_PROMPTS = 4  # that are answered, twice each
@@ -63,7 +65,7 @@ def answers_of(record: Any) -> list[str]:
         return [message.text for message in record.messages if message.role == "assistant"]
     if isinstance(record, Preference):
         return [record.chosen.text, record.rejected.text]
-    if isinstance(record, Label):
+    if isinstance(record, (Label, Spanned)):
         return [record.response.text]
     return list(record.references)
 
@@ -180,6 +182,9 @@ class Setup:
         if self.command == "classify":
             labels = classes_of(self.train, config.labels)
             model, tokenizer, digest = load_classifier(replace(config, labels=labels))
+            return Loaded(model=model, tokenizer=tokenizer, name=config.model, path=self.path, digest=digest)
+        if self.command == "span-reward":
+            model, tokenizer, digest = load_token_classifier(config, config.kinds(self.train))
             return Loaded(model=model, tokenizer=tokenizer, name=config.model, path=self.path, digest=digest)
         return load_trainable(config.model, dtype=config.dtype, device=config.device, lora=config.lora,
                               frozen_layers=getattr(config, "frozen_layers", 0))

@@ -25,9 +25,9 @@ def vocabulary(setup: Setup) -> Iterator[Finding]:
     tokenizer = setup.tokenizer
     known = tokenizer.get_vocab()
     beyond = {token: at for token, at in known.items() if at >= rows}
-    used = {at for whole, _ in setup.cut_rows for at in whole.token_ids} if setup.command != "classify" else set()
+    used = {at for whole, _ in setup.cut_rows for at in whole.token_ids} if setup.command not in ("classify", "span-reward") else set()
     used |= {at for at in (tokenizer.eos_token_id, tokenizer.bos_token_id) if at is not None}
-    if setup.command in ("reward", "cost", "classify"):
+    if setup.command in ("reward", "cost", "span-reward", "classify"):
         used.add(harmless_pad(tokenizer, plain_model(setup.loaded.model).config))  # what is saved pads with it
     broken = sorted(token for token, at in beyond.items() if at in used)
     reference = "transformers #10848, #12763; tokenizers #1609"
@@ -246,7 +246,7 @@ def pad_is_end(setup: Setup) -> Iterator[Finding]:
     """Of what is saved as a sequence classifier: transformers finds its last token by pad id."""
     config: Any = plain_model(setup.loaded.model).config
     pad = harmless_pad(setup.tokenizer, config)
-    ends = {setup.tokenizer.eos_token_id} if setup.command == "classify" else setup.ends
+    ends = {setup.tokenizer.eos_token_id} if setup.command in ("classify", "span-reward") else setup.ends
     if pad in ends:
         yield Finding(
             code="pad-is-end", severity="warning",

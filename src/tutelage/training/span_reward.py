@@ -45,6 +45,8 @@ class SpanRewardConfig:
     """How to train a reward model of spans."""
 
     model: str = "smollm2-135m"
+    data: str = ""  # a file that data/spans.py reads; what is called from Python gets its answers as arguments
+    val_share: float = 0.1  # of the prompts in the file, kept to look at
     seed: int = 0
     labels: tuple[str, ...] = ()  # kinds of error, in order; empty = those of the training answers, sorted
     max_tokens: int = 512
@@ -57,6 +59,15 @@ class SpanRewardConfig:
     def __post_init__(self):
         if NONE in self.labels:
             raise ValueError(f'labels are kinds of error; "{NONE}" is always there')
+        if not 0 <= self.val_share < 1:
+            raise ValueError(f"val_share must be in [0, 1); got {self.val_share}")
+
+    def kinds(self, answers: Sequence[Spanned]) -> tuple[str, ...]:
+        """What a sentence may be: none, then the kinds of error.  UserError where no answer has a marked span."""
+        labels = self.labels or tuple(sorted({span.label for each in answers for span in each.spans} - {NONE}))
+        if not labels:
+            raise UserError(f"none of the {len(answers)} answers has a marked span, so there is nothing to tell apart")
+        return (NONE, *labels)
 
 
 class SpanRewardResult(NamedTuple):
@@ -134,9 +145,7 @@ def span_reward(
                           parents=(config.model, data_id))
     if run.finished():
         return SpanRewardResult(run.final, Outcome(run.manifest["steps"], run.manifest["best"], False))
-    labels = (NONE, *(config.labels or sorted({span.label for each in train for span in each.spans} - {NONE})))
-    if len(labels) < 2:
-        raise UserError(f"none of the {len(train)} answers has a marked span, so there is nothing to tell apart")
+    labels = config.kinds(train)
     torch.manual_seed(config.seed)
     with fast_matmuls(config.device):
         model, tokenizer, digest = load_token_classifier(config, labels, progress=progress)
