@@ -8,9 +8,8 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH ?= torch==2.13.0
 DEMO ?= demo
 LANGUAGE ?= en
-N ?= 200
 
-.PHONY: install demo demo-seeds seeds comparison test test-all test-kill test-peers mutants lint sizes clean
+.PHONY: install demo demo-seeds seeds comparison test test-all test-kill test-people test-peers mutants lint sizes clean
 
 install: $(VENV)/.installed
 
@@ -50,7 +49,12 @@ test-all: install
 	@$(BIN)/python -m pytest
 
 test-kill: install
-	@$(BIN)/python tests/kill/storm.py --kills $(N)
+	@$(BIN)/python tests/kill/storm.py --kills $(or $(N),200)
+
+# simulated people on several workers that are killed, on SQLite and (where it is installed) on PostgreSQL
+test-people: install
+	@$(BIN)/python tests/people/storm.py --judgements $(or $(N),20000)
+	@$(BIN)/python tests/people/storm.py --judgements $(or $(N),20000) --database postgresql
 
 # beside TRL's losses and Stable-Baselines3's A2C
 test-peers: install

@@ -12,6 +12,7 @@ EXTRA_OF = {  # package -> extra of pyproject.toml that brings it
     "trackio": "trackio",
     "wandb": "wandb",
     "mlflow": "mlflow",
+    "psycopg": "postgresql",
 }
 
 

@@ -1,0 +1,381 @@
+"""People and processes at their worst: does every judgement that was acknowledged stand exactly once?
+
+    python tests/people/storm.py --annotators 200 --workers 4 --judgements 20000 [--database URL|postgresql] [--seed 0]
+
+Simulated annotators ask workers for items and send judgements, as clients of a web app would.  A tenth of what they send they
+send twice, half of that at the same time to two workers.  Workers are killed (SIGKILL) while they answer, and the client, who
+does not know what became of the request, sends it again with the same key.  Some annotators let their leases expire and send
+their judgement later, some skip, some undo and judge again.  Meanwhile and at the end the database is examined: one
+judgement for every one acknowledged, with the content that was sent, and none besides; no item over or under its overlap;
+the chain verifies.  One closing line; the exit code is 1 at the first fault.
+
+The seed fixes what annotators do and when workers are killed in their counting; which process comes first is the machine's.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster import Missing, cluster, new_database
+from sqlalchemy import func, select
+
+from tutelage.core.words import Message, Prompt, Response
+from tutelage.store import queue
+from tutelage.store.accounts import create_person
+from tutelage.store.collected import progress
+from tutelage.store.db import Database, open_database
+from tutelage.store.feedback import Answers, Item, Settings, add_items, create_project
+from tutelage.store.ledger import verify
+from tutelage.store.tables import contents, items, leases, submissions
+
+PROJECT = "storm"
+OVERLAP, SHARE = 3, 0.25  # a quarter of the items is judged three times: 1.5 judgements an item
+DUPLICATES, VANISHING, SKIPPED, UNDONE, PREFETCHING = 0.10, 0.03, 0.02, 0.03, 0.2
+LONGEST_MOMENT = 0.012  # seconds after a request at which its worker is killed, at most: about twice what an answer takes
+
+
+class Fault(Exception):
+    """A promise was broken."""
+
+
+class Gone(Exception):
+    """The worker died before it answered: nobody knows what became of the request."""
+
+
+# -- workers --------------------------------------------------------------------------------------------------------
+
+
+def serve(address: str) -> None:
+    """A worker: requests come as lines of JSON, answers go as lines of JSON."""
+    db = open_database(address)
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        print(json.dumps(VERBS[request.pop("verb")](db, **request)), flush=True)
+
+
+def _next(db: Database, *, person: str, count: int) -> list[dict[str, Any]]:
+    return [{"lease": each.lease.id, "item": each.item.id} for each in queue.next_items(db, person, PROJECT, count=count).handed]
+
+
+def _submit(db: Database, *, person: str, lease: str, key: str, value: int) -> dict[str, Any]:
+    told = queue.submit(db, lease, person, key=key, answers=Answers(values={"preference": value, "reason": key}, seconds=1.0))
+    return {"status": told.status, "submission": told.submission, "duplicate": told.duplicate}
+
+
+def _skip(db: Database, *, person: str, lease: str) -> bool:
+    return queue.skip(db, lease, person, reason="not for me")
+
+
+def _undo(db: Database, *, person: str, lease: str) -> dict[str, Any]:
+    handed = queue.undo(db, lease, person)
+    return {"lease": handed.lease.id, "item": handed.item.id}
+
+
+VERBS = {"next": _next, "submit": _submit, "skip": _skip, "undo": _undo}
+
+
+class Worker:
+    """A process that serves.  `ask` may kill it."""
+
+    def __init__(self, address: str):
+        self.address, self.lock, self.process, self.kills = address, threading.Lock(), None, 0
+        self._start()
+
+    def _start(self) -> None:
+        self.process = subprocess.Popen([sys.executable, __file__, "--serve", self.address], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        if json.loads(self.process.stdout.readline() or "null") != "ready":
+            raise Fault("a worker does not start")
+
+    def ask(self, request: dict[str, Any], *, kill_after: float | None) -> Any:
+        """The answer; Gone when the worker was killed before it came.  Killed, it starts anew."""
+        with self.lock:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            if kill_after is None:
+                line = self.process.stdout.readline()
+                if not line:
+                    raise Fault(f"a worker died by itself of {request}")
+                return json.loads(line)
+            time.sleep(kill_after)
+            self.process.send_signal(signal.SIGKILL)
+            line = self.process.stdout.readline()
+            self.process.wait()
+            self.kills += 1
+            self._start()
+            if not line.endswith("\n"):
+                raise Gone
+            return json.loads(line)
+
+    def stop(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait(timeout=30)
+
+
+class Workers:
+    """The door that annotators knock at.  Clients of a web server have the same one method."""
+
+    def __init__(self, address: str, count: int, *, seed: int, kill_share: float):
+        self.all = [Worker(address) for _ in range(count)]
+        self.random, self.lock, self.kill_share = random.Random(f"kills {seed}"), threading.Lock(), kill_share
+        self.turn = itertools.count()
+        self.asked = 0
+
+    def ask(self, verb: str, **request: Any) -> Any:
+        """Ask any worker; when it dies, ask again, the same."""
+        while True:
+            with self.lock:
+                worker = self.all[next(self.turn) % len(self.all)]
+                self.asked += 1
+                kill_after = self.random.uniform(0, LONGEST_MOMENT) if self.random.random() < self.kill_share else None
+            with contextlib.suppress(Gone):
+                return worker.ask({"verb": verb, **request}, kill_after=kill_after)
+
+    def stop(self) -> None:
+        for worker in self.all:
+            worker.stop()
+
+
+# -- annotators -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Told:
+    """What the workers acknowledged, as the annotators saw it."""
+
+    stored: dict[str, dict[str, Any]] = field(default_factory=dict)  # key -> person, item, lease, value, submission
+    undone: set[str] = field(default_factory=set)  # keys
+    seen: Counter = field(default_factory=Counter)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Annotator:
+    """One simulated person: what it does depends on its own random stream."""
+
+    def __init__(self, name: str, door: Workers, told: Told, pool: ThreadPoolExecutor, *, seed: int, lease_seconds: float):
+        self.name, self.door, self.told, self.pool, self.lease_seconds = name, door, told, pool, lease_seconds
+        self.random, self.keys = random.Random(f"{name} {seed}"), itertools.count()
+        self.later: list[tuple[float, dict[str, str]]] = []  # judgements to be sent when their lease has expired
+
+    def step(self) -> None:
+        """Ask for an item and do something with it."""
+        if self.later and self.later[0][0] < time.time():
+            self.judge(self.later.pop(0)[1])
+        handed = self.door.ask("next", person=self.name, count=3 if self.random.random() < PREFETCHING else 1)
+        away = {each["lease"] for _, each in self.later}
+        handed = [each for each in handed if each["lease"] not in away]
+        if not handed:
+            return
+        what = self.random.random()
+        if what < VANISHING:
+            self.later.append((time.time() + self.lease_seconds * 1.2, handed[0]))
+        elif what < VANISHING + SKIPPED:
+            self.door.ask("skip", person=self.name, lease=handed[0]["lease"])
+            self.count("skipped")
+        else:
+            key = self.judge(handed[0])
+            if key and what > 1 - UNDONE:
+                again = self.door.ask("undo", person=self.name, lease=handed[0]["lease"])
+                with self.told.lock:
+                    self.told.undone.add(key)
+                self.judge(again)
+
+    def judge(self, handed: dict[str, str]) -> str | None:
+        """Submit, perhaps twice; the key when it was stored."""
+        key = f"{self.name}:{next(self.keys)}"
+        request = {"person": self.name, "lease": handed["lease"], "key": key, "value": self.random.randint(-3, 3)}
+        twice, at_once = self.random.random() < DUPLICATES, self.random.random() < 0.5
+        second = self.pool.submit(self.door.ask, "submit", **request) if twice and at_once else None
+        answers = [self.door.ask("submit", **request)]
+        answers += [second.result()] if second else [self.door.ask("submit", **request)] if twice else []
+        self.count("sent twice", len(answers) - 1)
+        if len({(each["status"], each["submission"]) for each in answers}) > 1:
+            raise Fault(f"{key} was sent twice and told two things: {answers}")
+        status = answers[0]["status"]
+        self.count(status)
+        if status != "stored":
+            return None
+        if len(answers) > 1 and all(not each["duplicate"] for each in answers):
+            raise Fault(f"{key} was sent twice and stored twice: {answers}")
+        with self.told.lock:
+            self.told.stored[key] = {**request, "item": handed["item"], "submission": answers[0]["submission"]}
+        return key
+
+    def count(self, what: str, times: int = 1) -> None:
+        with self.told.lock:
+            self.told.seen[what] += times
+
+
+# -- the examination ------------------------------------------------------------------------------------------------
+
+
+def examine_meanwhile(db: Database) -> None:
+    """Standing judgements and live leases of no item exceed its overlap, at a moment in the middle."""
+    with db.read() as conn:
+        rows = conn.execute(select(items.c.id, items.c.overlap, items.c.done, leases.c.expires).join(
+            leases, (leases.c.item == items.c.id) & (leases.c.state == "open"), isouter=True)).all()
+    now = time.time()  # after the snapshot: a lease that ran out before it is not counted as live
+    taken = Counter({row.id: row.done for row in rows})
+    taken.update(row.id for row in rows if row.expires is not None and row.expires > now)
+    for row in rows:
+        if taken[row.id] > row.overlap:
+            raise Fault(f"item {row.id}: {taken[row.id]} judgements and live leases, overlap {row.overlap}")
+
+
+def examine(db: Database, told: Told) -> None:
+    """Everything that was promised, by plain loops over the rows."""
+    with db.read() as conn:
+        rows = conn.execute(select(submissions, contents.c.content).join(contents, contents.c.seq == submissions.c.seq)).all()
+        wanted = {row.id: row for row in conn.execute(select(items.c.id, items.c.overlap, items.c.done, items.c.special))}
+    made = [row for row in rows if row.follows is None]
+    withdrawn = Counter(row.follows for row in rows if row.follows is not None)
+    by_key = Counter(row.key for row in made)
+    for row in made:
+        sent = told.stored.get(row.key)
+        if sent is None or by_key[row.key] > 1:
+            raise Fault(f"judgement {row.id} of key {row.key}: stored {by_key[row.key]} time(s), acknowledged {bool(sent)}")
+        kept = json.loads(row.content)
+        if (row.id, row.item, row.person, kept["answers"]) != (
+                sent["submission"], sent["item"], sent["person"], {"preference": sent["value"], "reason": row.key}):
+            raise Fault(f"judgement {row.id} is not what was sent: {kept}, {sent}")
+        if withdrawn[row.id] != (row.key in told.undone):
+            raise Fault(f"judgement {row.id} was withdrawn {withdrawn[row.id]} time(s), undone {row.key in told.undone}")
+    if lost := set(told.stored) - set(by_key):
+        raise Fault(f"{len(lost)} acknowledged judgement(s) are not there, for instance {min(lost)}")
+    standing = [row for row in made if not withdrawn[row.id]]
+    people_of: dict[str, list[str]] = {}
+    for row in standing:
+        people_of.setdefault(row.item, []).append(row.person)
+    for item, row in wanted.items():
+        people = people_of.get(item, [])
+        if len(set(people)) != len(people) or len(people) != row.done or (not row.special and len(people) != row.overlap):
+            raise Fault(f"item {item}: judged by {sorted(people)}, counted {row.done}, overlap {row.overlap}")
+    verdict = verify(db)
+    if not verdict.ok:
+        raise Fault(verdict.wrong)
+
+
+# -- the storm ------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def place(database: str) -> Iterator[str]:
+    """The address of an empty database."""
+    if database == "postgresql":
+        with cluster(fsync=True) as address:
+            yield new_database(address)
+    elif database:
+        yield database
+    else:
+        with tempfile.TemporaryDirectory(prefix="storm-") as folder:
+            yield f"sqlite:///{Path(folder) / 'people.db'}"
+
+
+def fill(db: Database, *, annotators: int, judgements: int, lease_seconds: float) -> None:
+    create_project(db, PROJECT, rubric="pairwise", actor="storm", settings=Settings(
+        overlap=OVERLAP, overlap_share=SHARE, gold_share=0.05, lease_seconds=lease_seconds))
+    for number in range(annotators):
+        create_person(db, f"ann-{number}", "annotator", actor="storm")
+    count = max(1, round(judgements / (1 + (OVERLAP - 1) * SHARE)))
+    prompts = [Prompt(messages=(Message(role="user", text=f"question {number}"),)) for number in range(count + 20)]
+    add_items(db, PROJECT, (
+        Item(kind="pair", prompt=prompt, gold={"preference": 1} if number >= count else None, batch=number // 1000,
+             responses=tuple(Response(prompt_id=prompt.id, text=text, policy=text) for text in ("m1", "m2")))
+        for number, prompt in enumerate(prompts)), actor="storm")
+
+
+def crowd(people: list[Annotator], over: threading.Event, faults: list[BaseException], *, seed: int) -> None:
+    """One client's share of the annotators, in a random order, until it is over."""
+    stream = random.Random(f"crowd {people[0].name} {seed}")
+    try:
+        while not over.is_set():
+            stream.choice(people).step()
+        for person in people:  # what they still had in their hands, too late by now
+            for _, handed in person.later:
+                person.judge(handed)
+    except BaseException as error:
+        faults.append(error)
+        over.set()
+
+
+def storm(address: str, *, annotators: int, workers: int, judgements: int, seed: int, kill_share: float, lease_seconds: float) -> str:
+    """Run it, examine it; the closing line."""
+    db, told = open_database(address), Told()
+    fill(db, annotators=annotators, judgements=judgements, lease_seconds=lease_seconds)
+    door = Workers(address, workers, seed=seed, kill_share=kill_share)
+    over, faults, clients = threading.Event(), [], 2 * workers
+    start, looks = time.perf_counter(), 0
+    with ThreadPoolExecutor(clients) as pool:
+        people = [Annotator(f"ann-{number}", door, told, pool, seed=seed, lease_seconds=lease_seconds) for number in range(annotators)]
+        threads = [threading.Thread(target=crowd, args=(people[at::clients], over, faults), kwargs={"seed": seed})
+                   for at in range(min(clients, annotators))]
+        for thread in threads:
+            thread.start()
+        while not over.wait(min(2.0, lease_seconds)):
+            examine_meanwhile(db)
+            looks += 1
+            far = progress(db, PROJECT)
+            if far.judged >= far.wanted:
+                seconds = time.perf_counter() - start
+                over.set()
+        for thread in threads:
+            thread.join()
+    door.stop()
+    if faults:
+        raise faults[0]
+    examine(db, told)
+    with db.read() as conn:
+        stands = conn.execute(select(func.sum(items.c.done))).scalar_one()
+    kills = sum(worker.kills for worker in door.all)
+    db.close()
+    return (f"storm passed on {db.kind}: {annotators} annotators, {workers} workers, {len(told.stored)} judgements acknowledged "
+            f"and stored once, {stands} stand, {len(told.undone)} undone, {told.seen['sent twice']} sent twice, "
+            f"{told.seen['late']} too late, {told.seen['skipped']} skipped, {kills} kills, {looks} looks in between, chain verified; "
+            f"{len(told.stored) / seconds:.0f} judgements/s, seed {seed}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--serve", metavar="ADDRESS", help=argparse.SUPPRESS)
+    parser.add_argument("--annotators", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--judgements", type=int, default=20_000)
+    parser.add_argument("--database", default="", help="an empty database, or 'postgresql' for a temporary one; default: SQLite")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kill-share", type=float, default=0.002, help="share of the requests whose worker is killed")
+    parser.add_argument("--lease-seconds", type=float, default=4.0)
+    args = parser.parse_args()
+    if args.serve:
+        serve(args.serve)
+        return 0
+    try:
+        with place(args.database) as address:
+            print(storm(address, annotators=args.annotators, workers=args.workers, judgements=args.judgements, seed=args.seed,
+                        kill_share=args.kill_share, lease_seconds=args.lease_seconds))
+    except Missing as missing:
+        print(f"storm skipped: {missing}")
+    except Fault as fault:
+        print(f"storm FAILED: {fault}; seed {args.seed}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
