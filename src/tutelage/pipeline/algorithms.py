@@ -54,7 +54,7 @@ RL: dict[str, dict[str, Any]] = {
     "rloo": {"lr": 6e-4},
     "grpo": {"lr": 3e-4, **CLIPPED},
     "ppo_lagrangian": {"lr": 4e-4, "baseline": "leave_one_out", **CLIPPED, "cost": COST, "threshold": THRESHOLD,
-                       "multiplier": MultiplierConfig(learning_rate=1.0, initial=0.4, window=16)},
+                       "multiplier": MultiplierConfig(learning_rate=1.0, initial=0.6, window=16, bound="ucb", confidence=0.8)},
     "reinforce": {"lr": 6e-4},
     "remax": {"lr": 6e-4, "greedy": True},
     "online_dpo": {"lr": 3e-4},

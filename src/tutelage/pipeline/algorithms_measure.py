@@ -22,23 +22,26 @@ from tutelage.training.memory import collect
 from tutelage.training.rollouts import answer, logps_of
 
 THRESHOLD = 0.1  # of the mean cost (apologies and exclamation marks an answer) under ppo_lagrangian
+COST_ANSWERS = 4  # times as many answers to a held-out prompt where a constraint is measured
 PER_TOKEN = ("ipo", "orpo", "simpo")  # methods whose own reward is a mean over tokens
 
 
 def measure(task: Task, name: str, path: Path, place: Path, seed: int, *, offline: bool) -> dict[str, Any]:
     """All that is said of a trained policy, on the held-out prompts; its answers stay in answers.jsonl."""
-    n = task.config.answers_after
+    # a constraint is held to its point estimate, which costs of 0, 1, 2 an answer make noisy
+    n = task.config.answers_after * (COST_ANSWERS if name == "ppo_lagrangian" else 1)
     loaded = load(str(path))
     engine = LocalEngine(loaded.model, loaded.tokenizer, policy=f"{name}-{seed}")
     after = answer(engine, task.prompts["held_out"], task.config.sampling(n=n, seed=seed))
     write_jsonl(place / "answers.jsonl", (response.to_dict() for response in after))
     accuracy = pair_accuracy(task, engine, per_token=name in PER_TOKEN, seed=seed) if offline else None
-    kl = kl_from_base(task, after)
+    first = [response for response in after if response.index < task.config.answers_after]
+    kl = kl_from_base(task, first)
     del loaded, engine
     collect()
     out = {"reward": change(task, after, courtesy, seed=seed), "cost": change(task, after, gushing, seed=seed),
            "length": sum(len(r.token_ids) for r in after) / len(after), "kl": kl,
-           "win_rate": to_dict(win_rate(task, after, seed=seed)), "judge_accuracy": to_dict(task.judge_accuracy),
+           "win_rate": to_dict(win_rate(task, first, seed=seed)), "judge_accuracy": to_dict(task.judge_accuracy),
            "pair_accuracy": accuracy and to_dict(accuracy)}
     return {**out, "improved": improved(name, out)}
 
