@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 DEMO ?= demo
 LANGUAGE ?= en
 
-.PHONY: install demo demo-seeds seeds comparison test test-all test-kill test-people test-peers mutants lint sizes clean
+.PHONY: install demo demo-seeds seeds comparison test test-all test-kill test-people test-web test-peers mutants lint sizes clean
 
 install: $(VENV)/.installed
 
@@ -55,6 +55,10 @@ test-kill: install
 test-people: install
 	@$(BIN)/python tests/people/storm.py --judgements $(or $(N),20000)
 	@$(BIN)/python tests/people/storm.py --judgements $(or $(N),20000) --database postgresql
+
+# the web app in a real browser; fails, and does not skip, where there is none
+test-web: install
+	@TUTELAGE_TEST_WEB=1 $(BIN)/python -m pytest -s -m web tests/web
 
 # beside TRL's losses and Stable-Baselines3's A2C
 test-peers: install

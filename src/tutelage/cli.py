@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from tutelage.commands.arguments import DATA_COMMANDS, parser
+from tutelage.commands.feedback_arguments import FEEDBACK_COMMANDS
 from tutelage.core.errors import UserError, nearest
 
 MODULES = {  # command -> module of tutelage.commands
@@ -34,6 +35,8 @@ MODULES = {  # command -> module of tutelage.commands
     "blend": "blend",
     "report": "report",
     "runs": "runs",
+    "web": "web",
+    "feedback": "feedback",
     "data import": "data",
     "data inspect": "inspect",
     "data annotate": "annotate",
@@ -48,6 +51,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     _check_word(argv[:1], known, "command")
     if argv[:1] == ["data"]:
         _check_word(argv[1:2], DATA_COMMANDS, "data command")
+    if argv[:1] == ["feedback"]:
+        _check_word(argv[1:2], FEEDBACK_COMMANDS, "feedback command")
     args, rest = parser().parse_known_args(argv)
     if not rest:
         return args

@@ -22,6 +22,7 @@ COMMANDS = (
     "chat",
     "reward",
     "cost",
+    "span-reward",
     "prefer",
     "rl",
     "check",
@@ -30,6 +31,8 @@ COMMANDS = (
     "blend",
     "report",
     "runs",
+    "web",
+    "feedback",
 )
 
 
@@ -89,7 +92,8 @@ def test_every_command_is_listed_and_helps():
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "data"])
 def test_every_command_takes_json(name):
-    assert "--json" in call(name, "--help").out
+    words = ["feedback", "verify"] if name == "feedback" else [name]
+    assert "--json" in call(*words, "--help").out
 
 
 def test_no_command_shows_the_help():

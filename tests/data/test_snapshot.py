@@ -79,7 +79,7 @@ def test_every_data_name_of_a_recipe_is_resolved(tmp_path, pairs):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("feedback:mine", "feedback projects cannot be read yet"),
+        ("feedback:mine", "tutelage feedback snapshot"),
         ("starter:instruction", 'did you mean "instructions"'),
         ("nowhere.jsonl", "neither a file, nor a folder, nor a snapshot"),
     ],

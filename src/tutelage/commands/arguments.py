@@ -4,6 +4,7 @@ import argparse
 from typing import Any, NoReturn
 
 from tutelage import __version__
+from tutelage.commands.feedback_arguments import add_feedback
 from tutelage.core.errors import UserError
 
 ABOUT = "Instruction tuning and RLHF with people in the loop, on one machine, with evidence."
@@ -34,11 +35,15 @@ use and judge
   report      write report.html again, in English or Chinese
   runs        list runs, show one, verify their files
 
+people
+  web         the web app in which people judge answers
+  feedback    ask people, import and export judgements, report, plan, snapshot, verify
+
 tutelage COMMAND --help says more."""
 
 TRAINING_COMMANDS = ("sft", "reward", "cost", "span-reward", "prefer", "rl", "classify")
 DATA_COMMANDS = ("import", "inspect", "annotate", "split", "expand")
-DATA_NAMES = "a snapshot, a file, hf:NAME or starter:NAME"
+DATA_NAMES = "a snapshot, a file, hf:NAME, starter:NAME or feedback:PROJECT"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -67,6 +72,8 @@ def parser() -> argparse.ArgumentParser:
     _add_training(commands)
     _add_answering(commands)
     _add_judging(commands)
+    add_feedback(commands, _command, _Parser)
+    _add_web(commands)
     return top
 
 
@@ -347,8 +354,9 @@ def _add_answering(commands: Any) -> None:
         "tutelage respond sft-0001 --data starter:evaluation --out answers.jsonl",
         "tutelage respond sft-0001 --data questions.csv -n 4 --temperature 0.8",
         "tutelage respond sft-0001 --data questions.csv --best-of 4 --judge reward-0001 --temperature 0.8",
+        'tutelage respond "http://localhost:8000/v1#their-model" --data questions.csv',
     )
-    p.add_argument("model", nargs="?", help="a model, a folder or a run (default: the workspace's)")
+    p.add_argument("model", nargs="?", help="a model, a folder, a run or an address (default: the workspace's)")
     p.add_argument("--data", help=f"prompts: {DATA_NAMES}")
     p.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a prompt; may be given several times")
     p.add_argument("-n", type=int, default=1, metavar="N", help="answers to each prompt (default 1)")
@@ -364,7 +372,7 @@ def _add_answering(commands: Any) -> None:
         "tutelage chat sft-0001",
         "echo Hello | tutelage chat",
     )
-    p.add_argument("model", nargs="?", help="a model, a folder or a run (default: the workspace's)")
+    p.add_argument("model", nargs="?", help="a model, a folder, a run or an address (default: the workspace's)")
     p.add_argument("--system", metavar="TEXT", help="a system message to begin with")
     _sampling(p, temperature=0.7, max_tokens=192)
 
@@ -441,3 +449,24 @@ def _add_judging(commands: Any) -> None:
         "tutelage runs verify",
     )
     p.add_argument("words", nargs="*", metavar="NAME | verify [NAME]")
+
+
+def _add_web(commands: Any) -> None:
+    p = _command(
+        commands,
+        "web",
+        "The web app in which people judge answers: sign-in, projects, queue, agreement, exports.",
+        "tutelage web",
+        "tutelage web --port 0 --database study.db",
+        "tutelage web --database postgresql+psycopg://localhost/judgements --workers 4",
+        "tutelage web --link ann-07          # a new one-time sign-in link for a person",
+    )
+    p.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine alone)")
+    p.add_argument("--port", type=int, default=8080, metavar="N", help="default: %(default)s; 0 takes a free one")
+    p.add_argument(
+        "--database",
+        metavar="WHERE",
+        help="a file or postgresql+psycopg://... (default: people.db of the workspace, or TUTELAGE_DATABASE)",
+    )
+    p.add_argument("--workers", type=int, default=1, metavar="N", help="server processes (default: %(default)s)")
+    p.add_argument("--link", metavar="PERSON", help="print a one-time sign-in link for a person, and end")

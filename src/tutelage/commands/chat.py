@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from tutelage.commands.engines import model_name, open_engine, sampling_of
+from tutelage.core.errors import UserError
 from tutelage.core.words import Message, Prompt, Response, Sampling
 from tutelage.recipes import find_workspace
+from tutelage.remote.openai_client import OpenAIEngine
 from tutelage.rollout.local import LocalEngine
 from tutelage.terminal import Terminal
 
@@ -116,7 +118,21 @@ def _command(line: str, talk: Conversation, terminal: Terminal) -> None:
         terminal.note(HELP)
 
 
-def _turn(engine: Streaming, talk: Conversation, line: str, sampling: Sampling, terminal: Terminal) -> dict[str, Any]:
+def tell(engine: Streaming | OpenAIEngine, prompt: Prompt, sampling: Sampling, show: Callable[[str], None]) -> Response:
+    """One answer, whose pieces `show` gets as they come."""
+    if isinstance(engine, Streaming):
+        return engine.stream(prompt, sampling, show)
+    pieces = engine.stream(prompt, sampling)
+    while True:
+        try:
+            show(next(pieces))
+        except StopIteration as end:
+            return end.value
+
+
+def _turn(
+    engine: Streaming | OpenAIEngine, talk: Conversation, line: str, sampling: Sampling, terminal: Terminal
+) -> dict[str, Any]:
     out = terminal.console.file
 
     def show(piece: str) -> None:
@@ -124,14 +140,21 @@ def _turn(engine: Streaming, talk: Conversation, line: str, sampling: Sampling, 
         out.flush()
 
     try:
-        response = engine.stream(talk.ask(line), sampling, show)
+        response = tell(engine, talk.ask(line), sampling, show)
     except KeyboardInterrupt:  # Ctrl-C ends this answer, not the conversation
         talk.take_back()
         terminal.note(" (stopped; this turn is forgotten)")
         return {"user": line, "assistant": None, "finish": "stopped"}
+    except UserError as error:  # of an address: where a person talks, the conversation can go on
+        if not sys.stdin.isatty():
+            raise
+        talk.take_back()
+        terminal.warn(f"{error}; this turn is forgotten")
+        return {"user": line, "assistant": None, "finish": "error"}
     if response.finish == "error":
         talk.take_back()
-        terminal.warn("the conversation is longer than the model's context; /reset forgets it")
+        filtered = ", or its filter held the answer back" if isinstance(engine, OpenAIEngine) else ""
+        terminal.warn(f"the conversation is longer than the model's context{filtered}; /reset forgets it")
     else:
         terminal.say(" ..." if response.is_truncated() else "")
         talk.answered(response.text)

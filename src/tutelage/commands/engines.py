@@ -4,6 +4,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from tutelage.commands.feedback_data import resolve
 from tutelage.core.errors import UserError
 from tutelage.core.files import read_jsonl
 from tutelage.core.protocols import Judge, Progress, silent
@@ -11,6 +12,8 @@ from tutelage.core.words import Prompt, Response, Sampling
 from tutelage.data.snapshot import load_rows
 from tutelage.models.load import load
 from tutelage.recipes import model_of, read_settings, short_name
+from tutelage.remote.address import is_address
+from tutelage.remote.openai_client import OpenAIEngine
 from tutelage.rollout.local import LocalEngine
 from tutelage.training.rl import judge_by_name
 
@@ -29,8 +32,10 @@ def open_engine(
     device: str = "auto",
     kind: type[LocalEngine] = LocalEngine,
     progress: Progress = silent,
-) -> LocalEngine:
-    """An engine on this machine for a model, a folder or a run; its policy is the name that was given."""
+) -> LocalEngine | OpenAIEngine:
+    """An engine on this machine for a model, a folder or a run, whose policy is the name that was given; or for an address."""
+    if is_address(name):
+        return OpenAIEngine(name)
     loaded = load(model_of(name, workspace), dtype=dtype, device=device, progress=progress)
     return kind(loaded.model, loaded.tokenizer, policy=short_name(name))
 
@@ -42,7 +47,7 @@ def open_judge(name: str, workspace: Path, *, dtype: str = "auto", device: str =
 
 def read_prompts(data: str, workspace: Path, *, held_out: bool, tell: Tell = lambda line: None) -> list[Prompt]:
     """The distinct prompts behind a data name.  `held_out`: the test split, else the validation split, where there is one."""
-    rows = load_rows(data, workspace, kind="prompts", tell=tell)
+    rows = load_rows(resolve(data, workspace, command="rl", tell=tell), workspace, kind="prompts", tell=tell)
     splits = [rows.splits[split] for split in ("train", "val", "test")]
     if held_out:
         which = next((split for split in ("test", "val") if rows.splits[split]), None)

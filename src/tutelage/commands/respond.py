@@ -9,10 +9,10 @@ from tutelage.algos.best_of_n import kl_bound
 from tutelage.commands.engines import model_name, open_engine, open_judge, read_prompts, sampling_of, write_answer_rows
 from tutelage.core.errors import UserError
 from tutelage.core.files import write_jsonl
-from tutelage.core.protocols import Progress, silent
+from tutelage.core.protocols import Engine, Progress, silent
 from tutelage.core.words import Judgement, Message, Prompt, Response, Sampling
 from tutelage.recipes import find_workspace
-from tutelage.rollout.local import LocalEngine
+from tutelage.remote.address import is_address
 from tutelage.terminal import Terminal
 from tutelage.training.best_of_n import best_responses
 from tutelage.training.rollouts import judge_all
@@ -25,7 +25,7 @@ def prompt_from_text(text: str) -> Prompt:
 
 
 def respond(
-    engine: LocalEngine, prompts: Sequence[Prompt], sampling: Sampling, *, progress: Progress = silent
+    engine: Engine, prompts: Sequence[Prompt], sampling: Sampling, *, progress: Progress = silent
 ) -> list[Response]:
     """`sampling.n` answers to each prompt, in the order of the prompts and of their index."""
     order = {prompt.id: at for at, prompt in enumerate(prompts)}
@@ -102,7 +102,8 @@ def run(args: Namespace, terminal: Terminal) -> int:
             style="green",
         )
         if failed:
-            terminal.warn(f"{failed} prompts are longer than the model's context and have no answer")
+            filtered = ", or its filter held the answer back" if is_address(name) else ""
+            terminal.warn(f"{failed} prompts have no answer: they are longer than the model's context{filtered}")
     facts = {"model": name, "prompts": len(prompts), "responses": len(responses), "path": str(out) if out else None, **picked}
     terminal.result(facts if out is not None else {**facts, "rows": rows})
     return 0

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from tutelage.commands.feedback_data import resolve
 from tutelage.core.config import bind, to_dict
 from tutelage.core.errors import UserError, nearest
 from tutelage.core.files import canonical_json, sha256_bytes
@@ -115,6 +116,7 @@ def prepare(
     track = tuple(dict.fromkeys([*track, *read_settings(place).track]))
     check_names(track)
     notes: list[str] = []
+    config = with_feedback(config, job, place, notes.append)
     rows = job.rows(config, place, notes.append)
     if not rows.splits["train"]:
         held = {split: len(found) for split, found in rows.splits.items() if found}
@@ -145,6 +147,14 @@ def with_models(config: Any, job: Job, workspace: Path) -> Any:
     if rewards:
         found["rewards"] = {name: replace(part, reward=model_of(part.reward, workspace)) for name, part in rewards.items()}
     return replace(config, **found)
+
+
+def with_feedback(config: Any, job: Job, workspace: Path, tell: Tell) -> Any:
+    """The configuration with `feedback:P` replaced by the snapshot that is made of it, so that a resumed run sees the same rows."""
+    found = {"data": resolve(str(config.data), workspace, command=job.name, method=getattr(config, "method", ""), tell=tell)}
+    if getattr(config, "ptx_coef", 0):
+        found["ptx_data"] = resolve(str(config.ptx_data), workspace, command="sft", tell=tell)
+    return replace(config, **{key: value for key, value in found.items() if value != str(getattr(config, key))})
 
 
 def check_run_name(run: str | None) -> None:

@@ -159,7 +159,8 @@ def load_rows(
     text = str(name)
     if text.startswith("feedback:"):
         raise UserError(
-            f"{text}: feedback projects cannot be read yet; give a snapshot, a file, hf:NAME or starter:NAME"
+            f"{text}: only training recipes and respond read a project's judgements by name; give a snapshot of them, as "
+            "`tutelage feedback snapshot` prints it"
         )
     if text.startswith("starter:"):
         found, records = starter.load(text.removeprefix("starter:"))

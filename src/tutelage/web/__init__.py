@@ -1,0 +1,1 @@
+"""The web app for raters: server-rendered pages, a REST API, no torch."""
