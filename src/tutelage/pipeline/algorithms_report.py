@@ -105,7 +105,8 @@ def generated(found: Sequence[Mapping[str, Any]], task: Mapping[str, Any], judge
         f"Task: `{task['model']}` learns the courtesy rule of `pipeline/courtesy.py` (a rule, no people: `simulated:courtesy`) "
         f"on {task['prompts']['train']} questions of the starter data; {budget} answers of at most {task['max_tokens']} tokens to "
         f"learn from, at temperature {task['temperature']}; layers above {task['frozen_layers']} are trained. Measured on "
-        f"{task['prompts']['held_out']} other questions, {task['answers_after']} answers each. The base model's reward there is "
+        f"{task['prompts']['held_out']} other questions, {task['answers_after']} answer(s) each (four times as many where a constraint is "
+        "measured). The base model's reward there is "
         f"{any_run['reward']['before']:.3f}, its cost {any_run['cost']['before']:.2f}. The held-out judge is a reward model that "
         f"learned the rule's verdicts on {task['prompts']['judge']} questions of its own; on {judge['pairs']} held-out pairs it "
         f"agrees with the rule in {100 * accuracy['estimate']:.0f} % ({100 * accuracy['low']:.0f} to {100 * accuracy['high']:.0f} %).", "",
