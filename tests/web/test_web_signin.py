@@ -243,3 +243,10 @@ def test_language_and_theme_are_chosen_without_signing_in(browser):
     page = client.get("/signin").text
     assert '<html lang="zh" data-theme="dark">' in page
     assert client.post("/look", data={"lang": "xx"}).status_code == 400
+
+
+def test_a_null_byte_in_an_address_finds_nothing(browser, db):
+    client = browser("the-annotator")
+    for path in ("/lease/a%00b", "/annotate/%00", "/%00"):
+        answer = client.get(path)
+        assert answer.status_code == 404 and "nothing here" in answer.text, path
