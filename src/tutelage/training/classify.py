@@ -37,7 +37,7 @@ from tutelage.training.classify_report import ClassifyReport, report_of
 from tutelage.training.loop import LoopConfig, Micro, Outcome, fit
 from tutelage.training.networks import fast_matmuls
 from tutelage.training.optim import OptimConfig
-from tutelage.training.state import SaveConfig
+from tutelage.training.state import SaveConfig, seed_all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,7 +231,7 @@ def classify(
         return ClassifyResult(run.final, Outcome(facts["steps"], facts["best"], False), report)
     labels = classes_of(train, config.labels)
     config = replace(config, labels=labels)
-    torch.manual_seed(config.seed)
+    seed_all(config.seed)
     with fast_matmuls(config.device):
         model, tokenizer, digest = load_classifier(config, progress=progress)
         run.hold_to({f"model {config.model}": digest})

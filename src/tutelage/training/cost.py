@@ -33,7 +33,7 @@ from tutelage.training.loop import LoopConfig, Outcome, fit, ratios
 from tutelage.training.networks import LoraConfig, fast_matmuls, load_trainable, manifest_of
 from tutelage.training.optim import OptimConfig
 from tutelage.training.reward import Group, Pair, RewardTask
-from tutelage.training.state import SaveConfig
+from tutelage.training.state import SaveConfig, seed_all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +195,7 @@ def cost(
                           parents=(config.model, data_id))
     if run.finished():
         return CostResult(run.final, Outcome(run.manifest["steps"], run.manifest["best"], False))
-    torch.manual_seed(config.seed)
+    seed_all(config.seed)
     with fast_matmuls(config.device):
         loaded = load_trainable(config.model, dtype=config.dtype, device=config.device, lora=config.lora,
                                 frozen_layers=config.frozen_layers, gradient_checkpointing=config.gradient_checkpointing)

@@ -38,7 +38,7 @@ from tutelage.training.networks import LoraConfig, fast_matmuls, load_trainable,
 from tutelage.training.optim import OptimConfig
 from tutelage.training.preference_rows import Item, items_of
 from tutelage.training.reference import answer_logps, kept_reference_logps, reference_logps
-from tutelage.training.state import SaveConfig
+from tutelage.training.state import SaveConfig, seed_all
 
 LOG_RATIO = ("dpo", "cdpo", "robust_dpo", "ipo")  # pairs, compared with a reference
 REFERENCED = (*LOG_RATIO, "kto")
@@ -263,7 +263,7 @@ def prefer(
                           parents=(config.model, data_id))
     if run.finished():
         return PreferResult(run.final, Outcome(run.manifest["steps"], run.manifest["best"], False))
-    torch.manual_seed(config.seed)
+    seed_all(config.seed)
     with fast_matmuls(config.device):
         loaded = load_trainable(config.model, dtype=config.dtype, device=config.device, lora=config.lora,
                                 frozen_layers=config.frozen_layers, gradient_checkpointing=config.gradient_checkpointing)

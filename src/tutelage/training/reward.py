@@ -30,7 +30,7 @@ from tutelage.training.batch import collate
 from tutelage.training.loop import LoopConfig, Micro, Outcome, fit, ratios
 from tutelage.training.networks import LoraConfig, fast_matmuls, load_trainable, manifest_of
 from tutelage.training.optim import OptimConfig
-from tutelage.training.state import SaveConfig
+from tutelage.training.state import SaveConfig, seed_all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +202,7 @@ def reward(
     run = begin_or_reopen(folder, kind="reward", config=resolved, seed=config.seed, resume=resume, parents=(config.model, data_id))
     if run.finished():
         return RewardResult(run.final, Outcome(run.manifest["steps"], run.manifest["best"], False))
-    torch.manual_seed(config.seed)
+    seed_all(config.seed)
     with fast_matmuls(config.device):
         loaded = load_trainable(config.model, dtype=config.dtype, device=config.device, lora=config.lora,
                                 frozen_layers=config.frozen_layers, gradient_checkpointing=config.gradient_checkpointing)

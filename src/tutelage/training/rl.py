@@ -50,7 +50,7 @@ from tutelage.training.networks import fast_matmuls, load_trainable, manifest_of
 from tutelage.training.on_policy import RLConfig, TrainState
 from tutelage.training.optim import Optimizer
 from tutelage.training.rollouts import answer, judge_all
-from tutelage.training.state import Saver, read_state, write_state
+from tutelage.training.state import Saver, read_state, seed_all, write_state
 from tutelage.training.watch import Watcher
 
 RULES = {  # `reward: rule:NAME`
@@ -183,7 +183,7 @@ def rl(
                           parents=(config.model, *config.reward_names(), *config.further_judges(), data_id))
     if run.finished():
         return RLResult(run.final, run.manifest["steps"], run.manifest["skipped"])
-    torch.manual_seed(config.seed)
+    seed_all(config.seed)
     with fast_matmuls(config.device):
         loaded = load_trainable(config.model, dtype=config.dtype, device=config.device, lora=config.lora,
                                 frozen_layers=config.frozen_layers)

@@ -21,7 +21,7 @@ from tutelage.training.batch import collate, forward
 from tutelage.training.loop import LoopConfig, Micro, Outcome, fit
 from tutelage.training.networks import LoraConfig, fast_matmuls, load_trainable, manifest_of, save_result
 from tutelage.training.optim import OptimConfig
-from tutelage.training.state import SaveConfig
+from tutelage.training.state import SaveConfig, seed_all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +102,7 @@ def sft(
     run = begin_or_reopen(folder, kind="sft", config=resolved, seed=config.seed, resume=resume, parents=(config.model, data_id))
     if run.finished():
         return SFTResult(run.final, Outcome(run.manifest["steps"], run.manifest["best"], False), run.manifest["skipped"])
-    torch.manual_seed(config.seed)
+    seed_all(config.seed)
     with fast_matmuls(config.device):
         loaded = load_trainable(config.model, dtype=config.dtype, device=config.device, lora=config.lora,
                                 frozen_layers=config.frozen_layers, gradient_checkpointing=config.gradient_checkpointing)

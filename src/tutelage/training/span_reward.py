@@ -35,7 +35,7 @@ from tutelage.text.pack import micro_batches
 from tutelage.training.loop import LoopConfig, Micro, Outcome, fit, ratios
 from tutelage.training.networks import fast_matmuls
 from tutelage.training.optim import OptimConfig
-from tutelage.training.state import SaveConfig
+from tutelage.training.state import SaveConfig, seed_all
 
 NONE = "none"
 
@@ -146,7 +146,7 @@ def span_reward(
     if run.finished():
         return SpanRewardResult(run.final, Outcome(run.manifest["steps"], run.manifest["best"], False))
     labels = config.kinds(train)
-    torch.manual_seed(config.seed)
+    seed_all(config.seed)
     with fast_matmuls(config.device):
         model, tokenizer, digest = load_token_classifier(config, labels, progress=progress)
         run.hold_to({f"model {config.model}": digest})

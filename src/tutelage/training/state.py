@@ -47,6 +47,13 @@ def write_state(folder: Path, *, tensors: dict[str, Tensor], facts: dict[str, An
     write_json(folder / "state.json", {**facts, "random": {"python": random.getstate(), "numpy": [kind, keys.tolist(), *rest]}})
 
 
+def seed_all(seed: int) -> None:
+    """Set the generators of torch, Python and numpy, all of which a checkpoint keeps."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """A safetensors file; OSError where the disk refuses."""
     try:
