@@ -12,6 +12,7 @@ from setups import ADAPTERS, ARCHITECTURES, FAMILIES, HERE, LOOP, LOW_RATE, RATE
 from tutelage.core.words import Message
 from tutelage.data.snapshot import load_rows
 from tutelage.judges.rules import FunctionJudge
+from tutelage.data.spans import Spanned, spanned
 from tutelage.preflight.check import COMMANDS, check
 from tutelage.preflight.setup import Setup
 from tutelage.training.classify import ClassifyConfig
@@ -23,6 +24,7 @@ from tutelage.training.prefer import PreferConfig
 from tutelage.training.reward import RewardConfig
 from tutelage.training.rl import ALGORITHMS
 from tutelage.training.sft import SFTConfig
+from tutelage.training.span_reward import SpanRewardConfig
 
 METHODS = ("dpo", "cdpo", "robust_dpo", "ipo", "kto", "orpo", "simpo")
 
@@ -38,6 +40,13 @@ class Clean(NamedTuple):
 
 def clean(name: str, command: str, rows: Callable[[], list[Any]], arch: str = "llama", family: str = "chatml", **options: Any) -> Clean:
     return Clean(name, command, arch, family, options, rows)
+
+
+def marked() -> list[Spanned]:
+    """Answers of two sentences, every other one with its second sentence marked."""
+    return [spanned({"prompt": f"Question {at}?", "response": f"Yes {at}. No.",
+                     "spans": [{"start": len(f"Yes {at}. "), "end": len(f"Yes {at}. No."), "label": "wrong"}] if at % 2 else []})
+            for at in range(24)]
 
 
 def method_options(method: str) -> dict[str, Any]:
@@ -64,6 +73,7 @@ SETUPS = (
     clean("reward-gemma", "reward", setups.pairs, "gemma3", "gemma"),
     clean("cost", "cost", setups.pairs),
     clean("cost-llama3", "cost", setups.pairs, "gpt_neox", "llama3"),
+    clean("span-reward", "span-reward", marked),
     clean("classify", "classify", setups.classes),
     clean("classify-head", "classify", setups.classes, "gpt2", "chatml", train="head"),
     clean("rl-python", "rl", setups.prompts, reward="FUNCTION"),
@@ -100,6 +110,8 @@ def arguments(it: Clean, folder: Path) -> dict[str, Any]:
         config = ALGORITHMS[algorithm].config(model=model, **HERE | options)
     elif it.command == "classify":
         config = ClassifyConfig(model=model, target="label", loop=LOOP, optim=OptimConfig(learning_rate=1e-3), **HERE | options)
+    elif it.command == "span-reward":
+        config = SpanRewardConfig(model=model, loop=LOOP, optim=RATE, **HERE | options)
     else:
         kind = {"sft": SFTConfig, "reward": RewardConfig, "cost": CostConfig, "prefer": PreferConfig}[it.command]
         config = kind(model=model, loop=LOOP, optim=LOW_RATE if it.command == "prefer" else RATE, **HERE | options)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from faults import FAULTS, Fault
 
-from tutelage.preflight.check import CHECKS, check
+from tutelage.preflight.check import CHECKS, COMMANDS, check
 from tutelage.preflight.findings import CODES
 
 PAGE = Path(__file__).parents[2] / "docs" / "preflight.md"
@@ -44,6 +44,6 @@ def test_the_page_lists_the_faults():
 
 def test_the_page_lists_the_codes():
     commands = {code: [name for each in CHECKS if code in each.codes for name in each.commands] for code in CODES}
-    commands["memory"] = ["sft", "reward", "rl", "prefer", "cost", "classify"]
+    commands["memory"] = list(COMMANDS)
     want = [[code, about, ", ".join(dict.fromkeys(commands[code]))] for code, about in CODES.items()]
     assert table("What is looked for") == want

@@ -84,7 +84,7 @@ def gradient(config: PPOConfig) -> torch.Tensor:
 def test_an_updates_gradient_is_ppos_plus_the_coefficient_times_that_of_sft():
     """InstructGPT eq. 2, at a sampling temperature other than 1: the demonstrations were not drawn at it."""
     config = replace(CONFIG, temperature=0.7)
-    alone = gradient(replace(config, ptx_coef=0.0))
+    alone = gradient(replace(config, ptx_coef=0.0, ptx_rows=8))
     wanted = sft_gradient(config, drawn(6, rows=4, update=0, seed=0))
     for coef in (0.5, 2.0):
         assert close(gradient(replace(config, ptx_coef=coef)) - alone, coef * wanted, rel=1e-4)
@@ -135,7 +135,7 @@ def test_tokens_weigh_as_the_example_says():
 
 
 def test_without_a_coefficient_nothing_is_mixed_in_and_nothing_logged(tmp_path):
-    config = replace(CONFIG, ptx_coef=0.0, steps=1)
+    config = replace(CONFIG, ptx_coef=0.0, ptx_rows=8, steps=1)
     rows = []
     for name, examples in (("with", EXAMPLES), ("without", [])):
         rl(config, prompts=PROMPTS, judge=FunctionJudge(low_ids), pretrain=examples, folder=tmp_path / name)
