@@ -1,10 +1,10 @@
 """The documents keep their word: commands run, links lead somewhere, and every metric that is logged is explained."""
 
 import re
-from dataclasses import replace
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest

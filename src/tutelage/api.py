@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from tutelage.commands.arguments import TRAINING_COMMANDS
 from tutelage.core.errors import UserError
 from tutelage.core.protocols import Progress, silent
 from tutelage.core.words import Prompt, Response, Sampling
@@ -51,9 +52,8 @@ def _command(name: str) -> Any:
 
 def recipe(command: str, recipe: Any = None, *, workspace: str | Path | None = None, **overrides: Any) -> Any:
     """The configuration (a frozen dataclass) of a training command (sft, cost, rl, ...) from a recipe and overrides."""
-    known = ("classify", "cost", "prefer", "reward", "rl", "sft", "span-reward")
-    if command not in known:
-        raise UserError(f"no training command {command!r}; known: {', '.join(known)}")
+    if command not in TRAINING_COMMANDS:
+        raise UserError(f"no training command {command!r}; known: {', '.join(sorted(TRAINING_COMMANDS))}")
     return _command("training").config_from(_command(command.replace("-", "_")).JOB, recipe, overrides, workspace)
 
 

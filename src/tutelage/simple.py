@@ -26,13 +26,13 @@ from tutelage.commands.training import (
     check_run_name,
     check_same_data,
     config_from,
-    digest_of,
     execute,
     free_name,
     with_models,
     with_what_is_beside,
 )
 from tutelage.core.errors import UserError
+from tutelage.core.files import records_digest
 from tutelage.core.protocols import Judge, Progress, silent
 from tutelage.core.words import Message, Prompt, Response
 from tutelage.data.snapshot import Rows
@@ -142,7 +142,7 @@ def train(
     if begun and not resume:
         raise UserError(f"a run already stands in {folder}; go on with it by resume=True, or choose another name with run=")
     rows = with_demonstrations(Rows("prompts", {"train": asked, "val": [], "test": []}), config, place, warn)
-    data_id = with_what_is_beside(f"prompts@{digest_of(asked)}", rows)
+    data_id = with_what_is_beside(f"prompts@{records_digest(asked)}", rows)
     if begun:
         check_same_data(Run(folder), data_id)
     if not named and not (resume and (folder / GIVEN / MANIFEST).exists()):

@@ -11,8 +11,8 @@ from setups import ADAPTERS, ARCHITECTURES, FAMILIES, HERE, LOOP, LOW_RATE, RATE
 
 from tutelage.core.words import Message
 from tutelage.data.snapshot import load_rows
-from tutelage.judges.rules import FunctionJudge
 from tutelage.data.spans import Spanned, spanned
+from tutelage.judges.rules import FunctionJudge
 from tutelage.preflight.check import COMMANDS, check
 from tutelage.preflight.setup import Setup
 from tutelage.training.classify import ClassifyConfig

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-
 ROWS_IN_CACHE = 32  # x a vocabulary of 49,152 x 4 bytes = 6 MB
 
 

@@ -4,7 +4,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from tutelage.commands.feedback_data import resolve
+from tutelage.commands.database import resolve
 from tutelage.core.errors import UserError
 from tutelage.core.files import read_jsonl
 from tutelage.core.protocols import Judge, Progress, silent

@@ -7,7 +7,8 @@ from typing import Any
 
 from tutelage.commands import feedback_export, feedback_plan, feedback_report
 from tutelage.commands.data import parse_map, parse_shares, show_quarantine
-from tutelage.commands.feedback_data import KIND, PREFIX, database_address, freeze, opened
+from tutelage.commands.database import PREFIX, database_address
+from tutelage.commands.feedback_data import KIND, freeze, opened
 from tutelage.commands.feedback_import import Peek, imported, kind_for, peek, to_ask
 from tutelage.core.errors import UserError
 from tutelage.core.files import write_jsonl

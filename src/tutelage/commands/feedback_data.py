@@ -4,7 +4,6 @@ Splits go by the hash of a row's group, as everywhere (data/split.py).  The grou
 question, so that two turns of one chat, a pair and an edit of the same prompt, and the same prompt in two files stand on one side.
 """
 
-import os
 import re
 import tempfile
 from collections import Counter
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tutelage.commands.database import PREFIX, database_address
 from tutelage.core.errors import UserError
 from tutelage.core.files import read_json, write_jsonl
 from tutelage.core.words import Prompt
@@ -20,25 +20,18 @@ from tutelage.data.importer import import_data
 from tutelage.data.records import group_of
 from tutelage.data.snapshot import Snapshot, open_snapshot
 from tutelage.stats.raters import LabelVote, one_coin
-from tutelage.store.collected import collected, gold_checks
+from tutelage.store.collected import collected, gold_counts
 from tutelage.store.db import Database, open_database
 from tutelage.store.feedback import load_project
 from tutelage.store.ledger import last_seq
 from tutelage.store.preferences import Folded, fold_project
 
-PREFIX = "feedback:"
-FILE, VARIABLE = "people.db", "TUTELAGE_DATABASE"
 # What a training command reads of a project: the first of these that there is.
 WANTED = {
     "sft": ("examples",), "reward": ("preferences", "ratings"), "cost": ("safety",), "prefer": ("preferences",),
     "rl": ("prompts",), "classify": ("labels",),
 }
 KIND = {"preferences": "preferences", "examples": "examples", "labels": "labels", "safety": "labels", "prompts": "prompts"}
-
-
-def database_address(given: str | None, workspace: Path) -> str:
-    """--database, else the environment's TUTELAGE_DATABASE, else people.db of the workspace."""
-    return given or os.environ.get(VARIABLE) or str(workspace / FILE)
 
 
 @contextmanager
@@ -69,12 +62,10 @@ def reliabilities(db: Database, project: str, how: str, *, upto: int | None = No
     if how == "none":
         return None
     if how == "gold":
-        right: dict[str, list[bool]] = {}
-        for check in gold_checks(db, project, upto=upto):
-            right.setdefault(check.person, []).append(check.right)
-        if not right:
+        counts = gold_counts(db, project, upto=upto)
+        if not counts:
             raise UserError(f"nobody in {project} has judged a gold item; use --reliability overlap or none")
-        return {person: (sum(all_) + 1) / (len(all_) + 2) for person, all_ in right.items()}
+        return {person: (right + 1) / (n + 2) for person, (right, n) in counts.items()}
     votes = shared_votes(side_votes(db, project, upto=upto))
     if len({vote.label for vote in votes}) < 2:
         raise UserError(f"the judgements of {project} do not overlap, or are all the same: nothing tells who is reliable; "
@@ -143,16 +134,14 @@ def _format_of(data_set: str) -> str:
 # -- recipes --------------------------------------------------------------------------------------------------------
 
 
-def resolve(name: str, workspace: Path, *, command: str, method: str = "",
-            tell: Callable[[str], None] = lambda line: None) -> str:
-    """A recipe's data name with `feedback:P[@ROW]` replaced by the snapshot that it means; other names as they are.
+def frozen_name(name: str, workspace: Path, *, command: str, method: str = "",
+                tell: Callable[[str], None] = lambda line: None) -> str:
+    """The snapshot that `feedback:P[@ROW]` means, made where it does not stand yet.
 
     Freezing first makes the name in the run's configuration immutable: a run that is resumed sees the rows it began with,
     whatever people have said since.  The split's seed is 0 whatever the recipe's is: what SFT and the reward model learn
     from stands on the same side of both.
     """
-    if not str(name).startswith(PREFIX):
-        return name
     project, row = parse(str(name))
     if command not in WANTED:
         raise UserError(f"{name}: {command} reads a file; write one with: tutelage feedback export --project {project} --format spans "
@@ -202,4 +191,3 @@ def _frozen_before(workspace: Path, project: str, row: int, wanted: tuple[str, .
     return None
 
 
-__all__ = ["Frozen", "conversation", "database_address", "data_sets", "folded", "freeze", "opened", "parse", "resolve"]

@@ -15,7 +15,7 @@ from tutelage.stats.ordered import Fragility, OrderedFit, fragility, ordered_sco
 from tutelage.stats.people_winrate import PeopleWinRate, people_win_rate
 from tutelage.stats.raters import RaterModel, gold_accuracy, one_coin
 from tutelage.stats.votes import PairVote
-from tutelage.store.collected import Collected, GoldCheck, Progress, collected, gold_checks, progress
+from tutelage.store.collected import Collected, Progress, collected, gold_counts, progress
 from tutelage.store.db import Database
 from tutelage.store.feedback import Item, Project, iter_items, load_project
 from tutelage.store.rubrics import Rubric, load_rubric
@@ -225,19 +225,10 @@ def rater_model(db: Database, project: str) -> RaterModel | None:
     return one_coin(votes) if len({vote.label for vote in votes}) > 1 else None
 
 
-def gold_counts(checks: Sequence[GoldCheck]) -> dict[str, tuple[int, int]]:
-    """Person -> (right, all)."""
-    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for check in checks:
-        counts[check.person][0] += check.right
-        counts[check.person][1] += 1
-    return {person: (right, n) for person, (right, n) in sorted(counts.items())}
-
-
 def _people(db: Database, project: str, rows: Sequence[Collected], items: dict[str, Item], sided: Sequence[Voted]) -> list[PersonRow]:
     model = rater_model(db, project)
     accuracy = model.accuracy if model else {}
-    gold = gold_counts(gold_checks(db, project))
+    gold = gold_counts(db, project)
     times: dict[str, list[Timing]] = defaultdict(list)
     judged: dict[str, int] = defaultdict(int)
     for row in rows:

@@ -6,11 +6,20 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from tutelage.commands.feedback_data import opened, shared_votes, side_votes
-from tutelage.commands.feedback_figures import comparisons_of, gold_counts, model_votes, rater_model
+from tutelage.commands.feedback_figures import comparisons_of, model_votes, rater_model
 from tutelage.core.errors import UserError
 from tutelage.recipes import find_workspace
-from tutelage.stats.planning import CurvePlan, IntervalPlan, OverlapRow, TrainingRow, overlap_worth, plan_accuracy, plan_interval, whom_to_train
-from tutelage.store.collected import collected, gold_checks
+from tutelage.stats.planning import (
+    CurvePlan,
+    IntervalPlan,
+    OverlapRow,
+    TrainingRow,
+    overlap_worth,
+    plan_accuracy,
+    plan_interval,
+    whom_to_train,
+)
+from tutelage.store.collected import collected, gold_counts
 from tutelage.store.db import Database
 from tutelage.store.feedback import iter_items, load_project
 from tutelage.terminal import Terminal
@@ -29,7 +38,7 @@ def run(args: Namespace, terminal: Terminal) -> int:
         load_project(db, args.project)
         intervals = win_rate_plans(db, args.project, half_width=args.half_width)
         overlap, why = overlap_rows(db, args.project)
-        training = whom_to_train(gold_counts(gold_checks(db, args.project)), level=args.level)
+        training = whom_to_train(gold_counts(db, args.project), level=args.level)
     accuracy = plan_accuracy(*curve, args.accuracy, seed=args.seed) if curve else None
     _show(intervals, overlap, why, training, accuracy, args, terminal)
     terminal.result({

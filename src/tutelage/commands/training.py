@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from tutelage.commands.feedback_data import resolve
+from tutelage.commands.database import resolve
 from tutelage.core.config import bind, to_dict
 from tutelage.core.errors import UserError, nearest
-from tutelage.core.files import canonical_json, sha256_bytes
+from tutelage.core.files import records_digest
 from tutelage.core.protocols import Progress, silent
 from tutelage.data.snapshot import SPLITS, Rows, load_rows, open_snapshot
 from tutelage.preflight.check import check
@@ -189,17 +189,12 @@ def identify(name: str, rows: Rows, workspace: Path) -> str:
     if not str(name).startswith(("starter:", "hf:")) and not Path(name).is_file():
         return with_what_is_beside(open_snapshot(name, workspace).name, rows)
     own = [row for split in SPLITS for row in rows.splits[split]]
-    return with_what_is_beside(f"{name}@{digest_of(own)}", rows)
+    return with_what_is_beside(f"{name}@{records_digest(own)}", rows)
 
 
 def with_what_is_beside(data_id: str, rows: Rows) -> str:
     """`data_id` with a digest of every further kind of rows, as of PPO-ptx's demonstrations: `chat@1a2b3c4d+ptx@5e6f7a8b`."""
-    return data_id + "".join(f"+{split}@{digest_of(rows.splits[split])}" for split in sorted(set(rows.splits) - set(SPLITS)))
-
-
-def digest_of(records: Sequence[Any]) -> str:
-    text = canonical_json([record.to_dict() for record in records])
-    return sha256_bytes(text.encode("utf-8", "surrogatepass"))[:8]
+    return data_id + "".join(f"+{split}@{records_digest(rows.splits[split])}" for split in sorted(set(rows.splits) - set(SPLITS)))
 
 
 def check_same_data(run: Run, data_id: str) -> None:

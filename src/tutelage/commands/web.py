@@ -8,7 +8,7 @@ from argparse import Namespace
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from tutelage.commands.feedback_data import database_address
+from tutelage.commands.database import database_address
 from tutelage.core.errors import UserError
 from tutelage.recipes import find_workspace
 from tutelage.store.db import Database, open_database

@@ -16,6 +16,12 @@ from typing import Any
 from tutelage.core.errors import UserError
 
 
+def records_digest(records: Iterable[Any]) -> str:
+    """Eight hex digits over the canonical JSON of records (anything with `to_dict`): a name for what an id does not cover."""
+    text = canonical_json([record.to_dict() for record in records])
+    return sha256_bytes(text.encode("utf-8", "surrogatepass"))[:8]
+
+
 def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 

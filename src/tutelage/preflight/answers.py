@@ -14,8 +14,8 @@ from tutelage.models.heads import lm_parts
 from tutelage.preflight.findings import Finding, of
 from tutelage.preflight.setup import Named, Setup, is_folder
 from tutelage.text.chat import render_prompt
-from tutelage.text.mask import Row
 from tutelage.training.batch import collate, forward
+from tutelage.training.rollouts import sampled_rows
 
 LONG = "A longer answer says the same thing in more words, and then goes on to say it once more with other words. " * 2
 PROBES = ("Yes.", "No, I do not think so.", LONG)  # answers that any reward should be able to tell apart
@@ -58,12 +58,10 @@ def identical_samples(setup: Setup) -> Iterator[Finding]:
 
 def sampler_gap(setup: Setup) -> Iterator[Finding]:
     """What the sampler reports of its tokens against the trainer's own pass over them, at the same temperature."""
-    prompts = {prompt.id: prompt for prompt in setup.asked}
     spoken = [response for response in setup.responses if response.token_ids and response.logps is not None]
     if not spoken:
         return
-    rows = [Row([*ids, *response.token_ids], [0.0] * len(ids) + [1.0] * len(response.token_ids))
-            for response in spoken for ids in [render_prompt(setup.tokenizer, prompts[response.prompt_id])]]
+    rows = sampled_rows({prompt.id: render_prompt(setup.tokenizer, prompt) for prompt in setup.asked}, spoken)
     model = setup.loaded.model
     batch = collate(rows, device=next(model.parameters()).device)
     decoder, lm_head, post = lm_parts(model)

@@ -6,7 +6,6 @@ Large weight files are told apart by size and time of change, everything else by
 longer than the rest of the check.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from tutelage.models.load import obtain
 from tutelage.preflight.findings import Finding
 from tutelage.preflight.memory import Needs
 from tutelage.preflight.setup import judge_names
-from tutelage.training.rl import FUNCTIONS
+from tutelage.training.rl import function_file
 
 VERSION = 2  # raised when a check changes what it says
 SMALL = 16_000_000  # bytes: files up to here are told apart by content
@@ -40,9 +39,7 @@ def fingerprint(name: Any) -> Any:
     """What stands behind the name of a model, a reward function or a rule."""
     if not isinstance(name, str) or not name or name.startswith("rule:"):
         return name
-    kind, _, spec = name.partition(":")
-    if kind in FUNCTIONS:
-        file = Path(spec.rpartition(":")[0])
+    if file := function_file(name):
         return sha256_file(file) if file.is_file() else name
     try:
         folder = obtain(name)
@@ -54,12 +51,6 @@ def fingerprint(name: Any) -> Any:
 def _of_file(path: Path) -> Any:
     facts = path.stat()
     return sha256_file(path) if facts.st_size <= SMALL else [facts.st_size, facts.st_mtime_ns]
-
-
-def digest_of(records: Sequence[Any]) -> str:
-    """Of records whose source is no part of the id of the data; "" for none."""
-    text = canonical_json([record.to_dict() for record in records]) if records else ""
-    return sha256_bytes(text.encode("utf-8", "surrogatepass"))[:8] if records else ""
 
 
 def recall(file: Path) -> Known | None:

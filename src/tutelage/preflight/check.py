@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tutelage.core.files import records_digest
 from tutelage.core.protocols import Engine, Judge, Progress, silent
 from tutelage.models.load import Loaded
 from tutelage.models.quiet import quiet_transformers
@@ -93,7 +94,7 @@ def check(
     again (`fresh`: is).  `loaded`, `judge` and `engine` take the place of what `config` names; then nothing is kept.
     """
     keep = workspace is not None and loaded is None and judge is None and engine is None
-    place = cache.place(workspace, command, config, data_id + cache.digest_of(rows.get("ptx", ()))) if keep else None
+    place = cache.place(workspace, command, config, data_id + (records_digest(mixed) if (mixed := rows.get("ptx")) else "")) if keep else None
     known = cache.recall(place) if place and not fresh else None
     if known is not None:
         return [*memory.fits(known.needs, memory.available(config.device), config), *known.findings]

@@ -216,6 +216,15 @@ def gold_checks(db: Database, project: str, *, upto: int | None = None) -> list[
     return out
 
 
+def gold_counts(db: Database, project: str, *, upto: int | None = None) -> dict[str, tuple[int, int]]:
+    """Person -> how many gold items they answered as expected, and how many in all."""
+    counts: dict[str, tuple[int, int]] = {}
+    for check in gold_checks(db, project, upto=upto):
+        right, n = counts.get(check.person, (0, 0))
+        counts[check.person] = (right + check.right, n + 1)
+    return dict(sorted(counts.items()))
+
+
 def _unshown(kind: str, value: Any, order: tuple[int, ...]) -> Any:
     """A value in the item's own order of responses."""
     if kind == "pair" and not isinstance(value, str) and value is not None:

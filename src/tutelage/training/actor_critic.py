@@ -6,9 +6,8 @@
     value "separate": a trunk of its own, from the reward model where there is one (InstructGPT), trained in full
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn

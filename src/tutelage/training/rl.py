@@ -142,11 +142,15 @@ def judge_by_name(name: str, *, dtype: str = "auto", device: str = "auto") -> Ju
     return RewardJudge.load(name, dtype=dtype, device=device)
 
 
+def function_file(name: str) -> Path | None:
+    """The file of a reward that is a function (`python:FILE.py:FUNCTION` and the like); None for any other."""
+    kind, _, spec = name.partition(":")
+    return Path(spec.rpartition(":")[0]) if kind in FUNCTIONS else None
+
+
 def reward_digest(name: str) -> str:
     """What stands behind the name of a reward: of a model its weights, of a function its file, of a rule its name."""
-    kind, _, spec = name.partition(":")
-    if kind in FUNCTIONS and spec:
-        file = Path(spec.rpartition(":")[0])
+    if file := function_file(name):
         return sha256_file(file) if file.is_file() else ""
     return weights_digest(name) if Path(name).is_dir() else name
 

@@ -42,7 +42,8 @@ def judge_all(judge: Judge, prompts: Sequence[Prompt], responses: Sequence[Respo
     return out
 
 
-def _rows(prompt_ids: Mapping[str, list[int]], responses: Sequence[Response]) -> list[Row]:
+def sampled_rows(prompt_ids: Mapping[str, list[int]], responses: Sequence[Response]) -> list[Row]:
+    """The very tokens that were sampled behind those of their prompts (by prompt id), trained on alone (C3)."""
     return [Row(prompt_ids[r.prompt_id] + list(r.token_ids), [0.0] * len(prompt_ids[r.prompt_id]) + [1.0] * len(r.token_ids))
             for r in responses]
 
@@ -52,7 +53,7 @@ def logps_of(model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], respon
              config: ScoreConfig) -> list[float]:
     """Log-prob under `model` of each response's own token ids, nats, at `config.temperature`."""
     networks = Networks(model, reference=None, heads=())
-    rows = _rows({prompt.id: render_prompt(tokenizer, prompt) for prompt in prompts}, responses)
+    rows = sampled_rows({prompt.id: render_prompt(tokenizer, prompt) for prompt in prompts}, responses)
     out = [0.0] * len(rows)
     for group in micro_batches([len(row.token_ids) for row in rows], token_budget=config.token_budget):
         batch = collate([rows[at] for at in group], device=next(model.parameters()).device)
@@ -73,7 +74,7 @@ def score(
     device = next(networks.parameters()).device
     prompt_ids = {prompt.id: render_prompt(tokenizer, prompt) for prompt in prompts}
     number = {prompt.id: at for at, prompt in enumerate(prompts)}
-    rows = _rows(prompt_ids, responses)
+    rows = sampled_rows(prompt_ids, responses)
     batch = collate(rows, device=device)
     sampler_BT, logp_BT, ref_BT, entropy_BT = (torch.zeros(batch.token_BT.shape, device=device) for _ in range(4))
     value_BT, cost_BT = (None if head is None else torch.zeros(batch.token_BT.shape, device=device)

@@ -76,9 +76,7 @@ def by_rater(db: Database, project: str, standing: list[Collected]) -> list[Rate
     """Each person's figures, and a warning where they are faster than anybody reads."""
     words = {item.id: sum(len(each.text.split()) for each in (*(item.prompt.messages if item.prompt else ()), *item.responses))
              for item in iter_items(db, project)}
-    gold: dict[str, list[bool]] = defaultdict(list)
-    for check in collected.gold_checks(db, project):
-        gold[check.person].append(check.right)
+    gold = collected.gold_counts(db, project)
     votes: dict[str, list[PairVote]] = defaultdict(list)
     times, counts = [], defaultdict(int)
     for each in standing:
@@ -89,7 +87,7 @@ def by_rater(db: Database, project: str, standing: list[Collected]) -> list[Rate
                                         level=round(2 * (said.values[0] - said.values[1])), rater=each.person)
                                for said in each.judgements if said.kind == "pair"]
     fast = too_fast(times)
-    return [RaterRow(name, count, gold_accuracy(sum(gold[name]), len(gold[name])) if gold[name] else None,
+    return [RaterRow(name, count, gold_accuracy(*gold[name]) if name in gold else None,
                      left_rate(votes[name]).rate, fast.get(name, "")) for name, count in sorted(counts.items())]
 
 
