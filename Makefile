@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 DEMO ?= demo
 LANGUAGE ?= en
 
-.PHONY: install demo demo-seeds seeds comparison test test-all test-kill test-people test-web test-peers mutants lint sizes clean
+.PHONY: install demo demo-seeds seeds comparison test test-all test-kill test-people test-web label-efficiency test-peers bench bench-check mutants lint sizes clean
 
 install: $(VENV)/.installed
 
@@ -56,14 +56,26 @@ test-people: install
 	@$(BIN)/python tests/people/storm.py --judgements $(or $(N),20000)
 	@$(BIN)/python tests/people/storm.py --judgements $(or $(N),20000) --database postgresql
 
-# the web app in a real browser; fails, and does not skip, where there is none
+# the web app in a real browser, its server from the installed wheel; fails, and does not skip, where there is no browser
 test-web: install
-	@TUTELAGE_TEST_WEB=1 $(BIN)/python -m pytest -s -m web tests/web
+	@$(BIN)/python tests/web/wheel.py
+
+# active choice of what to ask against random, on public records in SHARED
+label-efficiency: install
+	@$(BIN)/python -m tutelage.pipeline.label_efficiency --data $(or $(SHARED),../shared/data) --folder label-efficiency --page docs/label-efficiency.md
 
 # beside TRL's losses and Stable-Baselines3's A2C
 test-peers: install
 	@$(BIN)/python -m pip install --quiet -e '.[test,peers]'
 	@$(BIN)/python -m pytest -m peers tests/numerics
+
+# the same work by this project and by its peers, each in an environment of its own; ONLY=sft,ppo narrows it; half an hour
+bench: install
+	@$(BIN)/python benchmarks/bench.py $(if $(ONLY),--only "$(ONLY)") $(if $(ROUNDS),--rounds $(ROUNDS))
+
+# the newest kept ratio of each row beside the one before; fails where one fell
+bench-check: install
+	@$(BIN)/python benchmarks/bench.py --check
 
 mutants: install
 	@$(BIN)/python tests/numerics/mutants.py
@@ -75,4 +87,4 @@ sizes:
 	@git ls-files 'src/*.py' | xargs wc -l | sort -rn | head -25
 
 clean:
-	rm -rf $(VENV) demo demo-seeds seeds
+	rm -rf $(VENV) .bench demo demo-seeds seeds

@@ -38,7 +38,7 @@ def test_pandalms_three_annotators(shared_data, tmp_path):
     assert facts["quarantined"] == {"empty field": 39, "wrong type": 6}
     found = told["agreement"]["preference"]
     assert found["raw"]["value"] == pytest.approx(by_hand(shared_data)) and near(found["raw"]["interval"], 0.908, 0.876, 0.935)
-    assert found["alpha"]["value"] == pytest.approx(0.854, abs=5e-4)
+    assert found["alpha"]["value"] == pytest.approx(0.853, abs=5e-4)
     assert near(told["left"], 0.473, 0.382, 0.564) and near(told["longer"], 0.609, 0.488, 0.729)
     assert len(told["win_rates"]) == 10 and next(iter(told["scores"])) == "model:llama-7b"
 
@@ -49,7 +49,7 @@ def test_tulus_sixteen_raters(shared_data, tmp_path):
     assert facts["quarantined"] == {"same answer": 20, "judged twice": 3}
     found = told["agreement"]["preference"]
     assert found["raw"]["n"] == 70 and found["raw"]["value"] == pytest.approx(0.600, abs=5e-4)
-    assert found["alpha"]["value"] == pytest.approx(0.436, abs=5e-4)
+    assert found["alpha"]["value"] == pytest.approx(0.407, abs=5e-4)
     [win] = [each for each in told["win_rates"] if (each["a"], each["b"]) == ("model:chatgpt", "model:tulu_65B")]
     assert (win["wins"], win["ties"], win["losses"], win["raters"]) == (98, 76, 74, 15) and near(win["rate"], 0.547, 0.489, 0.605)
 
@@ -58,5 +58,5 @@ def test_finegrainedrlhfs_six_comparisons(shared_data, tmp_path):
     facts, told = report(shared_data, tmp_path, "finegrained_qa_feedback")
     assert (facts["new"], facts["items"], facts["people"], facts["quarantined"]) == (2172, 2172, 1, {})
     assert told["agreement"]["preference"]["raw"]["undefined"] == "no unit was rated by two raters or more"
-    assert (told["comparisons"], told["ties"]) == (2172, 287) and near(told["left"], 0.602, 0.580, 0.624)
+    assert (told["comparisons"], told["ties"]) == (2172, 287) and near(told["left"], 0.602, 0.574, 0.631)
     assert near(told["cycles"], 0.012, 0.008, 0.020)

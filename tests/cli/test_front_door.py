@@ -13,6 +13,8 @@ from tutelage import cli
 from tutelage.core.errors import UserError
 
 COMMANDS = (
+    "plan",
+    "score",
     "demo",
     "init",
     "data",

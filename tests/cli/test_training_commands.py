@@ -36,7 +36,7 @@ def lines_data(out: str) -> str:
 
 
 def test_json_is_all_of_standard_output(trained):
-    done = call("sft", "data=chat", *TWO_STEPS, "--dry-run", "--json", "--workspace", trained)
+    done = call("sft", "data=chat", *TWO_STEPS, "--dry-run", "--no-check", "--json", "--workspace", trained)
     assert done.json["kind"] == "sft" and done.json["steps"] == 2 and done.json["config"]["model"] == "test"
     assert sum(done.json["rows"].values()) == 40 and done.json["data"].startswith("chat@")
     assert "model: test" in done.err
@@ -44,7 +44,7 @@ def test_json_is_all_of_standard_output(trained):
 
 def test_a_dry_run_writes_nothing(chat, workspace):
     before = sorted(workspace.rglob("*"))
-    done = call("sft", "data=chat.jsonl", *TWO_STEPS, "--dry-run")
+    done = call("sft", "data=chat.jsonl", *TWO_STEPS, "--dry-run", "--no-check")
     assert done.code == 0 and "nothing was written" in done.out and "steps  2" in done.out
     assert sorted(workspace.rglob("*")) == before
 
@@ -62,7 +62,7 @@ def test_unknown_keys_and_wrong_values_are_refused_together(workspace):
 
 
 def test_unknown_algorithms_name_the_nearest():
-    said = call("rl", "algorithm=pop", "--dry-run").err
+    said = call("rl", "algorithm=pop", "--dry-run", "--no-check").err
     assert "algorithm must be one of 'ppo', " in said and "got 'pop'; did you mean \"ppo\"?" in said
 
 
@@ -81,7 +81,7 @@ def test_a_run_stays_in_its_folder(name, trained):
 
 
 def test_held_out_data_are_not_trained_on():
-    done = call("sft", "model=test", "data=starter:evaluation", "--dry-run")
+    done = call("sft", "model=test", "data=starter:evaluation", "--dry-run", "--no-check")
     assert done.code == 2 and "held-out items are for evaluation only" in done.err
 
 
@@ -91,7 +91,7 @@ def test_reward_wants_judgements(trained):
 
 
 def test_sft_learns_from_the_chosen_answers_of_preferences(trained):
-    assert call("sft", "model=test", "data=pairs", "--dry-run", "--workspace", trained).code == 0
+    assert call("sft", "model=test", "data=pairs", "--dry-run", "--no-check", "--workspace", trained).code == 0
 
 
 def test_every_kind_of_run_left_its_result_and_its_parents(trained):
@@ -116,9 +116,9 @@ def test_classify_prints_its_confusion_matrix(workspace):
 
 
 def test_classify_names_the_tags_that_could_be_predicted():
-    done = call("classify", "model=test", "data=starter:instructions", "--dry-run")
+    done = call("classify", "model=test", "data=starter:instructions", "--dry-run", "--no-check")
     assert done.code == 2 and "target=tag:NAME (tags here: lang, task)" in done.err
-    done = call("classify", "model=test", "data=starter:instructions", "target=tag:task", "--dry-run")
+    done = call("classify", "model=test", "data=starter:instructions", "target=tag:task", "--dry-run", "--no-check")
     assert done.code == 0, done.err
 
 
@@ -198,7 +198,7 @@ def test_a_finished_run_is_shown_again_when_resumed(trained, tmp_path):
 
 def test_workspace_settings_are_used(chat, workspace):
     (workspace / "tutelage.yaml").write_text("track: [nowhere]\n")
-    assert "unknown tracker 'nowhere'" in call("sft", "data=chat.jsonl", *TWO_STEPS, "--dry-run").err
+    assert "unknown tracker 'nowhere'" in call("sft", "data=chat.jsonl", *TWO_STEPS, "--dry-run", "--no-check").err
 
 
 def test_words_are_recipes_or_overrides():

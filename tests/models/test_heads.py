@@ -17,6 +17,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from tutelage.models.attention import quicken
 from tutelage.models.heads import (
     RewardModel,
     ScalarHead,
@@ -174,7 +175,7 @@ def test_saved_reward_model_loads_in_plain_transformers_with_the_same_scores(tmp
 
 def test_bias_and_float32_head_survive_saving_beside_a_bfloat16_trunk(tmp_path):
     # not tiny_llama().to(bfloat16): that would round the rotary frequencies too, which loading never does
-    model = reward_model(load("test", dtype="bfloat16", cache=tmp_path).model, init="orm")
+    model = reward_model(quicken(load("test", dtype="bfloat16", cache=tmp_path).model), init="orm")  # as load_reward does
     with torch.no_grad():
         model.head.score.bias.fill_(-1.25)
     save_scalar(model, byte_tokenizer(), tmp_path / "rm", manifest={})

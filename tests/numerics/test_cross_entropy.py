@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tutelage.algos import cross_entropy
 from tutelage.algos.cross_entropy import normalisers, token_logps
 
 N, D, V = 23, 8, 61
@@ -289,3 +290,95 @@ def test_the_whole_logits_never_exist_on_the_shorter_way_either():
     with Largest() as largest:
         token_logps(hidden, target, OneMatrix(head.weight.detach()), chunk=4).logp_N.sum().backward()
     assert largest.rows == 4
+
+
+class TrainedMatrix(OneMatrix):
+    """A head that is one trained matrix, as models/heads.py gives it."""
+
+    def __init__(self, weight_VD: torch.Tensor):
+        super().__init__(weight_VD, trained=True)
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the logits are made through the matrix")
+
+    def parameter(self) -> torch.Tensor:
+        return self.weight_VD
+
+
+def through_torch(hidden, weight_VD, target, weight_N, temperature):
+    """Log-probabilities, and the gradients of their weighted sum, in float64."""
+    h, w = hidden.detach().double().requires_grad_(), weight_VD.detach().double().requires_grad_()
+    logp_N = -F.cross_entropy((h @ w.T) / temperature, target, reduction="none")
+    return logp_N.detach(), *torch.autograd.grad((logp_N * weight_N).sum(), [h, w])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("entropy", [True, False])
+@pytest.mark.parametrize("chunk", [4, 1000])
+def test_a_head_of_one_trained_matrix_gives_both_gradients(chunk, entropy, temperature):
+    hidden, target, head = problem(seed=5, dtype=torch.float32)
+    matrix = (head.weight.detach() * 3).requires_grad_()
+    weight = torch.linspace(-1.0, 2.0, N)
+    out = token_logps(hidden, target, TrainedMatrix(matrix), temperature=temperature, chunk=chunk, entropy=entropy)
+    got = torch.autograd.grad((out.logp_N * weight).sum(), [hidden, matrix])
+    wanted_N, *wanted = through_torch(hidden, matrix, target, weight.double(), temperature)
+    torch.testing.assert_close(out.logp_N.double(), wanted_N, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(got, wanted, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=2e-5)
+    logits = (hidden.double() @ matrix.double().T).detach() / temperature
+    wanted_entropy = torch.distributions.Categorical(logits=logits).entropy() if entropy else torch.zeros(N)
+    torch.testing.assert_close(out.entropy_N.double(), wanted_entropy.double(), rtol=1e-4, atol=1e-5)
+    assert not out.entropy_N.requires_grad
+
+
+def test_a_trained_bfloat16_matrix_keeps_float32_log_probs_and_rounds_its_gradients_alone():
+    rng = torch.Generator().manual_seed(7)
+    hidden = (torch.randn(40, 16, generator=rng) * 2).bfloat16().requires_grad_()
+    matrix = torch.randn(300, 16, generator=rng).bfloat16().requires_grad_()
+    target, weight = torch.randint(0, 300, (40,), generator=rng), torch.rand(40, generator=rng) / 40
+    out = token_logps(hidden, target, TrainedMatrix(matrix), chunk=8)
+    got = torch.autograd.grad((out.logp_N * weight).sum(), [hidden, matrix])
+    wanted_N, *wanted = through_torch(hidden, matrix, target, weight.double(), 1.0)
+    assert out.logp_N.dtype == torch.float32
+    torch.testing.assert_close(out.logp_N.double(), wanted_N, rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert float((ours.double() - theirs).norm() / theirs.norm()) < 0.005  # bfloat16 rounds by up to 2**-8, in the mean half
+
+
+def test_softmaxes_too_large_to_keep_are_made_twice_instead(monkeypatch):
+    hidden, target, head = problem(seed=8, dtype=torch.float32)
+    matrix = head.weight.detach().requires_grad_()
+    short = torch.autograd.grad(token_logps(hidden, target, TrainedMatrix(matrix), chunk=4).logp_N.sum(), [hidden, matrix])
+    made: list[int] = []
+
+    class Counted(TrainedMatrix):
+        def __call__(self, chunk_ND):
+            made.append(len(chunk_ND))
+            return chunk_ND @ self.weight_VD.T
+
+    def long(limit: int):
+        monkeypatch.setattr(cross_entropy, "KEPT_BYTES", limit)
+        made.clear()
+        return torch.autograd.grad(token_logps(hidden, target, Counted(matrix), chunk=4).logp_N.sum(), [hidden, matrix])
+
+    long(N * V * 4)
+    assert not made  # just fits
+    for ours, theirs in zip(long(N * V * 4 - 1), short, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert sum(made) == 2 * N
+
+
+def test_a_trained_matrix_goes_the_long_way_where_the_entropy_has_a_gradient():
+    hidden, target, head = problem(seed=9, dtype=torch.float32)
+    matrix = head.weight.detach().requires_grad_()
+
+    class Plain(TrainedMatrix):
+        def __call__(self, chunk_ND):
+            return chunk_ND @ self.weight_VD.T
+
+    out = token_logps(hidden, target, Plain(matrix), entropy_grad=True)
+    witness = torch.distributions.Categorical(logits=hidden @ matrix.T).entropy().sum()
+    for ours, theirs in zip(torch.autograd.grad(out.entropy_N.sum(), [hidden, matrix]), torch.autograd.grad(witness, [hidden, matrix]),
+                            strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

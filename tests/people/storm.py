@@ -1,13 +1,14 @@
 """People and processes at their worst: does every judgement that was acknowledged stand exactly once?
 
-    python tests/people/storm.py --annotators 200 --workers 4 --judgements 20000 [--database URL|postgresql] [--seed 0]
+    python tests/people/storm.py --annotators 200 --workers 4 --judgements 20000 [--through http|store] [--database URL|postgresql]
 
-Simulated annotators ask workers for items and send judgements, as clients of a web app would.  A tenth of what they send they
-send twice, half of that at the same time to two workers.  Workers are killed (SIGKILL) while they answer, and the client, who
-does not know what became of the request, sends it again with the same key.  Some annotators let their leases expire and send
-their judgement later, some skip, some undo and judge again.  Meanwhile and at the end the database is examined: one
-judgement for every one acknowledged, with the content that was sent, and none besides; no item over or under its overlap;
-the chain verifies.  One closing line; the exit code is 1 at the first fault.
+Simulated annotators ask for items and send judgements: through the REST API of `tutelage web --workers 4`, each with a token
+of their own, or (--through store) to processes that serve the store alone.  A tenth of what they send they send twice, half
+of that at the same time.  Workers are killed (SIGKILL) while they answer, and the client, who does not know what became of
+the request, sends it again with the same key.  Some annotators let their leases expire and send their judgement later, some
+skip, some undo and judge again.  Meanwhile and at the end the database is examined: one judgement for every one
+acknowledged, with the content that was sent, and none besides; no item over or under its overlap; the chain verifies.
+One closing line; the exit code is 1 at the first fault.
 
 The seed fixes what annotators do and when workers are killed in their counting; which process comes first is the machine's.
 """
@@ -16,10 +17,7 @@ import argparse
 import contextlib
 import itertools
 import json
-import os
 import random
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -32,125 +30,19 @@ from pathlib import Path
 from typing import Any
 
 from cluster import Missing, cluster, new_database
+from doors import DOORS, PROJECT, Door, Fault
 from sqlalchemy import func, select
 
 from tutelage.core.words import Message, Prompt, Response
-from tutelage.store import queue
 from tutelage.store.accounts import create_person
 from tutelage.store.collected import progress
 from tutelage.store.db import Database, open_database
-from tutelage.store.feedback import Answers, Item, Settings, add_items, create_project
+from tutelage.store.feedback import Item, Settings, add_items, create_project
 from tutelage.store.ledger import verify
 from tutelage.store.tables import contents, items, leases, submissions
 
-PROJECT = "storm"
 OVERLAP, SHARE = 3, 0.25  # a quarter of the items is judged three times: 1.5 judgements an item
 DUPLICATES, VANISHING, SKIPPED, UNDONE, PREFETCHING = 0.10, 0.03, 0.02, 0.03, 0.2
-LONGEST_MOMENT = 0.012  # seconds after a request at which its worker is killed, at most: about twice what an answer takes
-
-
-class Fault(Exception):
-    """A promise was broken."""
-
-
-class Gone(Exception):
-    """The worker died before it answered: nobody knows what became of the request."""
-
-
-# -- workers --------------------------------------------------------------------------------------------------------
-
-
-def serve(address: str) -> None:
-    """A worker: requests come as lines of JSON, answers go as lines of JSON."""
-    db = open_database(address)
-    print(json.dumps("ready"), flush=True)
-    for line in sys.stdin:
-        request = json.loads(line)
-        print(json.dumps(VERBS[request.pop("verb")](db, **request)), flush=True)
-
-
-def _next(db: Database, *, person: str, count: int) -> list[dict[str, Any]]:
-    return [{"lease": each.lease.id, "item": each.item.id} for each in queue.next_items(db, person, PROJECT, count=count).handed]
-
-
-def _submit(db: Database, *, person: str, lease: str, key: str, value: int) -> dict[str, Any]:
-    told = queue.submit(db, lease, person, key=key, answers=Answers(values={"preference": value, "reason": key}, seconds=1.0))
-    return {"status": told.status, "submission": told.submission, "duplicate": told.duplicate}
-
-
-def _skip(db: Database, *, person: str, lease: str) -> bool:
-    return queue.skip(db, lease, person, reason="not for me")
-
-
-def _undo(db: Database, *, person: str, lease: str) -> dict[str, Any]:
-    handed = queue.undo(db, lease, person)
-    return {"lease": handed.lease.id, "item": handed.item.id}
-
-
-VERBS = {"next": _next, "submit": _submit, "skip": _skip, "undo": _undo}
-
-
-class Worker:
-    """A process that serves.  `ask` may kill it."""
-
-    def __init__(self, address: str):
-        self.address, self.lock, self.process, self.kills = address, threading.Lock(), None, 0
-        self._start()
-
-    def _start(self) -> None:
-        self.process = subprocess.Popen([sys.executable, __file__, "--serve", self.address], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        if json.loads(self.process.stdout.readline() or "null") != "ready":
-            raise Fault("a worker does not start")
-
-    def ask(self, request: dict[str, Any], *, kill_after: float | None) -> Any:
-        """The answer; Gone when the worker was killed before it came.  Killed, it starts anew."""
-        with self.lock:
-            self.process.stdin.write(json.dumps(request) + "\n")
-            self.process.stdin.flush()
-            if kill_after is None:
-                line = self.process.stdout.readline()
-                if not line:
-                    raise Fault(f"a worker died by itself of {request}")
-                return json.loads(line)
-            time.sleep(kill_after)
-            self.process.send_signal(signal.SIGKILL)
-            line = self.process.stdout.readline()
-            self.process.wait()
-            self.kills += 1
-            self._start()
-            if not line.endswith("\n"):
-                raise Gone
-            return json.loads(line)
-
-    def stop(self) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-        self.process.wait(timeout=30)
-
-
-class Workers:
-    """The door that annotators knock at.  Clients of a web server have the same one method."""
-
-    def __init__(self, address: str, count: int, *, seed: int, kill_share: float):
-        self.all = [Worker(address) for _ in range(count)]
-        self.random, self.lock, self.kill_share = random.Random(f"kills {seed}"), threading.Lock(), kill_share
-        self.turn = itertools.count()
-        self.asked = 0
-
-    def ask(self, verb: str, **request: Any) -> Any:
-        """Ask any worker; when it dies, ask again, the same."""
-        while True:
-            with self.lock:
-                worker = self.all[next(self.turn) % len(self.all)]
-                self.asked += 1
-                kill_after = self.random.uniform(0, LONGEST_MOMENT) if self.random.random() < self.kill_share else None
-            with contextlib.suppress(Gone):
-                return worker.ask({"verb": verb, **request}, kill_after=kill_after)
-
-    def stop(self) -> None:
-        for worker in self.all:
-            worker.stop()
 
 
 # -- annotators -----------------------------------------------------------------------------------------------------
@@ -169,7 +61,7 @@ class Told:
 class Annotator:
     """One simulated person: what it does depends on its own random stream."""
 
-    def __init__(self, name: str, door: Workers, told: Told, pool: ThreadPoolExecutor, *, seed: int, lease_seconds: float):
+    def __init__(self, name: str, door: Door, told: Told, pool: ThreadPoolExecutor, *, seed: int, lease_seconds: float):
         self.name, self.door, self.told, self.pool, self.lease_seconds = name, door, told, pool, lease_seconds
         self.random, self.keys = random.Random(f"{name} {seed}"), itertools.count()
         self.later: list[tuple[float, dict[str, str]]] = []  # judgements to be sent when their lease has expired
@@ -315,45 +207,48 @@ def crowd(people: list[Annotator], over: threading.Event, faults: list[BaseExcep
         over.set()
 
 
-def storm(address: str, *, annotators: int, workers: int, judgements: int, seed: int, kill_share: float, lease_seconds: float) -> str:
+def storm(address: str, *, through: str, annotators: int, workers: int, judgements: int, seed: int, kill_share: float,
+          lease_seconds: float) -> str:
     """Run it, examine it; the closing line."""
     db, told = open_database(address), Told()
     fill(db, annotators=annotators, judgements=judgements, lease_seconds=lease_seconds)
-    door = Workers(address, workers, seed=seed, kill_share=kill_share)
-    over, faults, clients = threading.Event(), [], 2 * workers
-    start, looks = time.perf_counter(), 0
-    with ThreadPoolExecutor(clients) as pool:
-        people = [Annotator(f"ann-{number}", door, told, pool, seed=seed, lease_seconds=lease_seconds) for number in range(annotators)]
+    names = [f"ann-{number}" for number in range(annotators)]
+    over, faults, clients = threading.Event(), [], min(2 * workers, annotators)
+    with (contextlib.closing(DOORS[through](address, workers, names, seed=seed, kill_share=kill_share)) as door,
+          ThreadPoolExecutor(clients) as pool):
+        people = [Annotator(name, door, told, pool, seed=seed, lease_seconds=lease_seconds) for name in names]
         threads = [threading.Thread(target=crowd, args=(people[at::clients], over, faults), kwargs={"seed": seed})
-                   for at in range(min(clients, annotators))]
+                   for at in range(clients)]
+        start, looks = time.perf_counter(), 0
         for thread in threads:
             thread.start()
-        while not over.wait(min(2.0, lease_seconds)):
-            examine_meanwhile(db)
-            looks += 1
-            far = progress(db, PROJECT)
-            if far.judged >= far.wanted:
-                seconds = time.perf_counter() - start
-                over.set()
-        for thread in threads:
-            thread.join()
-    door.stop()
+        try:
+            while not over.wait(min(2.0, lease_seconds)):
+                examine_meanwhile(db)
+                looks += 1
+                far = progress(db, PROJECT)
+                if far.judged >= far.wanted:
+                    seconds = time.perf_counter() - start
+                    over.set()
+        finally:
+            over.set()
+            for thread in threads:
+                thread.join()
     if faults:
         raise faults[0]
     examine(db, told)
     with db.read() as conn:
         stands = conn.execute(select(func.sum(items.c.done))).scalar_one()
-    kills = sum(worker.kills for worker in door.all)
     db.close()
-    return (f"storm passed on {db.kind}: {annotators} annotators, {workers} workers, {len(told.stored)} judgements acknowledged "
-            f"and stored once, {stands} stand, {len(told.undone)} undone, {told.seen['sent twice']} sent twice, "
-            f"{told.seen['late']} too late, {told.seen['skipped']} skipped, {kills} kills, {looks} looks in between, chain verified; "
-            f"{len(told.stored) / seconds:.0f} judgements/s, seed {seed}")
+    return (f"storm passed on {db.kind} through {through}: {annotators} annotators, {workers} workers, {len(told.stored)} judgements "
+            f"acknowledged and stored once, {stands} stand, {len(told.undone)} undone, {told.seen['sent twice']} sent twice, "
+            f"{told.seen['late']} too late, {told.seen['skipped']} skipped, {door.kills} kills that cut {door.cut} requests off, "
+            f"{looks} looks in between, chain verified; {len(told.stored) / seconds:.0f} judgements/s, seed {seed}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--serve", metavar="ADDRESS", help=argparse.SUPPRESS)
+    parser.add_argument("--through", choices=tuple(DOORS), default="http", help="the web app, or the store alone")
     parser.add_argument("--annotators", type=int, default=200)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--judgements", type=int, default=20_000)
@@ -362,13 +257,10 @@ def main() -> int:
     parser.add_argument("--kill-share", type=float, default=0.002, help="share of the requests whose worker is killed")
     parser.add_argument("--lease-seconds", type=float, default=4.0)
     args = parser.parse_args()
-    if args.serve:
-        serve(args.serve)
-        return 0
     try:
         with place(args.database) as address:
-            print(storm(address, annotators=args.annotators, workers=args.workers, judgements=args.judgements, seed=args.seed,
-                        kill_share=args.kill_share, lease_seconds=args.lease_seconds))
+            print(storm(address, through=args.through, annotators=args.annotators, workers=args.workers, judgements=args.judgements,
+                        seed=args.seed, kill_share=args.kill_share, lease_seconds=args.lease_seconds))
     except Missing as missing:
         print(f"storm skipped: {missing}")
     except Fault as fault:

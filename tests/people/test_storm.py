@@ -1,4 +1,4 @@
-"""A small storm: 500 judgements, duplicates, killed workers, expired leases.  The large one: make test-people."""
+"""Small storms: duplicates, killed workers, expired leases, through the web app and against the store.  Large: make test-people."""
 
 import subprocess
 import sys
@@ -11,21 +11,36 @@ STORM = Path(__file__).with_name("storm.py")
 
 
 def run(*more: str) -> str:
-    done = subprocess.run([sys.executable, str(STORM), "--annotators", "24", "--workers", "2", "--lease-seconds", "1.5",
-                           "--kill-share", "0.004", *more], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, str(STORM), "--annotators", "24", "--workers", "2", "--lease-seconds", "1.5", *more],
+                          capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     assert done.stdout.startswith("storm passed") and done.stdout.count("\n") == 1, done.stdout
     return done.stdout
 
 
-def test_a_storm_of_500_judgements_loses_none_and_doubles_none():
-    assert "on sqlite" in run("--judgements", "500")
-
-
-@pytest.mark.slow
-def test_the_same_on_postgresql():
+def needs_postgresql() -> None:
     try:
         programs(), other_user()
     except Missing as missing:
         pytest.skip(str(missing))
-    assert "on postgresql" in run("--judgements", "500", "--database", "postgresql")
+
+
+def test_the_web_app_in_a_storm_of_150_judgements_loses_none_and_doubles_none():
+    assert "on sqlite through http" in run("--judgements", "150", "--kill-share", "0.01")
+
+
+def test_the_web_app_in_the_same_storm_on_postgresql():
+    needs_postgresql()
+    assert "on postgresql through http" in run("--judgements", "150", "--kill-share", "0.01", "--database", "postgresql")
+
+
+@pytest.mark.slow
+def test_the_store_in_a_storm_of_500_judgements_loses_none_and_doubles_none():
+    assert "on sqlite through store" in run("--through", "store", "--judgements", "500", "--kill-share", "0.004")
+
+
+@pytest.mark.slow
+def test_the_store_in_the_same_storm_on_postgresql():
+    needs_postgresql()
+    assert "on postgresql through store" in run("--through", "store", "--judgements", "500", "--kill-share", "0.004",
+                                                "--database", "postgresql")

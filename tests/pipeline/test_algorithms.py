@@ -146,7 +146,7 @@ def test_nothing_stands_on_two_sides_of_the_task(done):
 
 
 def test_only_and_seeds_narrow_the_plan():
-    assert len(planned()) == 5 * 10 + 5 * 3 + 5
+    assert len(planned()) == 6 * 10 + 5 * 3 + 5
     assert set(planned(["ppo", "dpo"])) == {("ppo", s) for s in range(10)} | {("dpo", s) for s in range(3)}
     assert len(planned(["ppo", "dpo"])) == 13
     assert planned(["a2c"], [100, 3]) == [("a2c", 3), ("a2c", 100)]
@@ -164,7 +164,10 @@ def test_every_algorithm_has_settings_and_the_same_budget():
         # expert iteration's three rounds do not divide 40 prompts
         assert answers == (156 if name == "expert_iteration" else task.responses()), name
     assert task.prompts["train"] * task.answers["train"] == task.responses()
-    for name in set(PLAN) - set(ALGORITHMS):
+    longer = rl_config("ppo_lagrangian_320", 0, task)
+    assert longer.algorithm == "ppo_lagrangian"
+    assert longer.steps * longer.prompts_per_step * longer.responses_per_prompt == 320 == 2 * task.responses()
+    for name in set(PLAN) - set(ALGORITHMS) - {"ppo_lagrangian_320"}:
         assert prefer_config(name, 0, task).method == name
 
 
@@ -176,7 +179,7 @@ def test_every_algorithm_has_settings_and_the_same_budget():
 ])
 def test_ppo_lagrangian_improves_where_the_reward_rises_and_the_cost_is_held(low, cost, cost_high, wanted):
     figures = {"pair_accuracy": None, "reward": {"low": low}, "cost": {"after": cost, "high": cost_high}}
-    assert improved("ppo_lagrangian", figures) is wanted
+    assert improved("ppo_lagrangian", figures) is improved("ppo_lagrangian_320", figures) is wanted
     assert improved("ppo", figures) is (low > 0)
 
 

@@ -426,8 +426,14 @@ def test_warnings_are_shown_and_training_goes_on(workspace):
     assert "warning [learning-rate]" in done.err
 
 
-def test_a_dry_run_and_a_resumed_run_are_not_checked(workspace):
-    assert call("sft", *WORDS, "max_tokens=44", "--dry-run").code == 0
+def test_a_dry_run_says_what_the_check_found_and_trains_nothing(workspace):
+    done = call("sft", *WORDS, "max_tokens=44", "--dry-run", "--json")
+    assert done.code == 1 and [each for each in done.json["check"] if each["severity"] == "error"] and "plan" not in done.json
+    assert not (workspace / "runs").exists() or not list((workspace / "runs").iterdir())
+
+
+def test_no_check_and_a_resumed_run_are_not_checked(workspace):
+    assert call("sft", *WORDS, "max_tokens=44", "--dry-run", "--no-check").code == 0
     assert call("sft", *WORDS, "max_tokens=44", "--no-check", "--run", "x").code == 0
     assert call("sft", "--run", "x", "--resume").code == 0
     assert not (workspace / ".cache").exists()

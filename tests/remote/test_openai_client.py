@@ -130,6 +130,7 @@ def test_how_an_answer_ended_is_told_in_our_words(theirs, ours):
 @pytest.mark.parametrize("reply, text", [
     (answer("one END two"), "one "),  # some servers leave the stop string in
     (answer(None), ""),
+    (answer("half \ud83d pair, whole \ud83d\ude00"), "half \ufffd pair, whole \U0001f600"),  # a hash takes no half
     (answer(None, refusal="I will not."), "I will not."),
     (answer([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]), "ab"),
     (answer(None, tool_calls=[{"id": "x", "function": {"name": "now", "arguments": "{}"}}]), '[{"arguments":"{}","name":"now"}]'),

@@ -1,15 +1,22 @@
 """In a real browser (Chromium by Playwright): one person at work by keyboard alone, and what the page sends and weighs.
 
 `make test-web` sets TUTELAGE_TEST_WEB=1: without a browser these tests then fail.  Elsewhere they are skipped, and say why.
+TUTELAGE_WEB_COMMAND names the `tutelage` whose server is tested, as a process of its own; without it the server is a thread
+here.  TUTELAGE_TEST_QUIET=1 says that nothing else runs on the machine: then the time from key to next pair is held to 50 ms.
 """
 
+import contextlib
+import json
 import os
 import shutil
 import socket
+import subprocess
 import threading
+from itertools import takewhile
 
 import pytest
 import uvicorn
+from sqlalchemy import update
 from web_world import PLAIN, item_of, pairs
 
 from tutelage.core.words import Message
@@ -18,13 +25,17 @@ from tutelage.store.accounts import create_person
 from tutelage.store.answers import Answers
 from tutelage.store.collected import collected, judgements
 from tutelage.store.db import open_database
-from tutelage.store.feedback import add_items, create_project
+from tutelage.store.feedback import Settings, add_items, create_project
 from tutelage.store.queue import next_item, submit
+from tutelage.store.rubrics import Question, Rubric, load_rubric, save_rubric
+from tutelage.store.tables import leases
 from tutelage.web.app import create_app
 from tutelage.web.auth import COOKIE
 
 pytestmark = pytest.mark.web
 MUST = os.environ.get("TUTELAGE_TEST_WEB") == "1"
+QUIET = os.environ.get("TUTELAGE_TEST_QUIET") == "1"
+COMMAND = os.environ.get("TUTELAGE_WEB_COMMAND")
 CHROMIUM = (
     os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
@@ -73,9 +84,29 @@ def world(tmp_path):
 
 
 @pytest.fixture
-def site(world):
+def site(world, tmp_path):
+    with served(COMMAND, tmp_path) if COMMAND else in_a_thread(world) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def served(command, folder):
+    """`tutelage web` as it is installed, on the database of the test."""
+    arguments = [command, "web", "--port", "0", "--database", str(folder / "people.db"), "--json"]
+    with open(folder / "server.log", "w") as log, subprocess.Popen(
+            arguments, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+        lines = list(takewhile(lambda line: line.rstrip() != "}", process.stdout))
+        assert lines, (folder / "server.log").read_text()
+        yield json.loads("".join(lines) + "}")["address"]
+        process.terminate()
+        process.wait(30)
+    assert "Traceback" not in (said := (folder / "server.log").read_text()), said[-3000:]
+
+
+@contextlib.contextmanager
+def in_a_thread(db):
     door = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(world), log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(create_app(db), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [door]}, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{door.getsockname()[1]}"
@@ -135,32 +166,115 @@ def press(page, key):
     """A key, and the next item."""
     before = current(page)
     page.keyboard.press(key)
-    page.wait_for_function("before => document.querySelector('.card')?.dataset.lease !== before", arg=before)
+    page.wait_for_function("before => ![before, undefined].includes(document.querySelector('.card')?.dataset.lease)", arg=before)
 
 
-def test_a_person_judges_twenty_pairs_by_keyboard_and_nothing_leaves_the_machine(world, site, open_page, capsys):
-    project(world, items=pairs(21))
+@pytest.mark.parametrize("count", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_person_judges_many_pairs_by_keyboard_and_nothing_leaves_the_machine(world, site, open_page, capsys, count):
+    project(world, items=pairs(count + 1))
     page = open_page()
     page.goto(f"{site}/annotate/demo")
     page.wait_for_load_state("networkidle")
     weight = sum(len(response.body()) for response in page.asked.sizes.values() if "/next" not in response.url)
     assert weight < 120_000, weight
     page.evaluate(WATCH)
-    for at in range(20):
+    for at in range(count):
         press(page, "12345670"[at % 8])
         page.wait_for_timeout(100)  # somebody who reads at all needs more
     stored(page)
     took = sorted(page.evaluate("() => window.took"))
-    assert len(took) == 20
-    p95 = took[18]
+    assert len(took) == count
+    p95 = took[round(count * 0.95) - 1]
     with capsys.disabled():
-        print(f"\nkey to next pair painted, 20 keys: median {took[10]:.1f} ms, p95 {p95:.1f} ms; page {weight / 1000:.1f} kB")
+        print(f"\nkey to next pair painted, {count} keys: median {took[count // 2]:.1f} ms, p95 {p95:.1f} ms; page {weight / 1000:.1f} kB")
     said = list(judgements(world, "demo"))
-    assert len(said) == 20 and len({each.responses for each in said}) == 20
+    assert len(said) == count and len({each.responses for each in said}) == count
     assert [max(each.values) for each in said[:8]] == [3, 2, 1, 0, 1, 2, 3, 0] and "both-bad" in said[7].flags
     assert all(each.seconds > 0 for each in said)
     assert all(url.startswith(site) for url in page.asked.urls) and not page.asked.faults, page.asked.faults
-    assert not MUST or p95 < 50  # elsewhere the machine may be busy with other tests
+    assert not QUIET or p95 < 50
+    assert not MUST or p95 < 250  # in other runs the machine may be busy with other tests
+
+
+@pytest.mark.slow
+def test_a_day_by_keyboard_alone_judges_a_hundred_pairs_flags_undoes_ranks_and_edits(world, site, open_page):
+    """What was pressed is what stands in the database."""
+    flags = Question(name="safe", kind="safe_unsafe", required=False)
+    save_rubric(world, Rubric(name="day", version=1, categories=("violence", "privacy"),
+                              questions=(load_rubric(world, "pairwise").questions[0], flags)), actor="boss")
+    project(world, "day", pairs(101), name="day")
+    project(world, "ranking", [item_of(["one", "two", "three"], text=f"rank {at}") for at in range(6)], name="rank")
+    project(world, "edit", [item_of(["The sky is green.", "Grass."], text=f"edit {at}") for at in range(4)], name="edit")
+    page, strengths = open_page(), []
+    page.goto(f"{site}/annotate/day")
+    for at in range(100):
+        level = at % 7
+        page.keyboard.press("1234567"[level])
+        if at % 10 == 3:  # the first answer is unsafe, for violence; the second is safe
+            for key in ("f", "2", "1", "Enter"):
+                page.keyboard.press(key)
+            press(page, "1")
+        else:
+            press(page, "Control+Enter")
+        if at % 25 == 5:  # a slip: back to it, and the other way round
+            stored(page)
+            press(page, "u")
+            level = 6 - level if level != 3 else 6
+            page.keyboard.press("1234567"[level])
+            press(page, "Control+Enter")
+        strengths.append(abs(level - 3))
+    stored(page)
+    said = [each for each in judgements(world, "day") if each.kind == "pair"]
+    assert sorted(max(each.values) for each in said) == sorted(strengths) and len({each.responses for each in said}) == 100
+    unsafe = [each for each in judgements(world, "day") if each.categories]
+    assert [each.categories for each in unsafe] == [("violence",)] * 10
+    every = list(judgements(world, "day", withdrawn=True))
+    assert sum("withdrawn" in each.flags for each in every) == 4
+    page.goto(f"{site}/annotate/rank")
+    for _ in range(5):
+        page.keyboard.press("2")
+        page.keyboard.press("1")
+        press(page, "3")
+    stored(page)
+    assert sorted(sum(([*each.values] for each in judgements(world, "rank")), [])) == [1] * 5 + [2] * 5 + [3] * 5
+    page.goto(f"{site}/annotate/edit")
+    for at in range(3):
+        page.keyboard.press("1")  # the left answer is better, and its text is taken
+        page.keyboard.press("Control+End")
+        page.keyboard.type(f" And {at} kites.")
+        press(page, "Control+Enter")
+    stored(page)
+    edits = [each.edit for each in judgements(world, "edit") if each.kind == "edit"]
+    assert len(edits) == 3 and all(edit.endswith(f" And {at} kites.") for at, edit in enumerate(edits))
+    assert not page.asked.faults, page.asked.faults
+
+
+@pytest.mark.parametrize("first", ["the one who had it first", "the other"])
+def test_two_people_race_for_one_item_and_exactly_one_is_taken(world, site, open_page, first):
+    """Both see the same item, as the first one's time ran out; whoever holds it now is taken, the other is told and goes on."""
+    create_person(world, "ann-08", "annotator", actor="boss")
+    project(world, items=pairs(8), settings=Settings(overlap=1, overlap_share=0.0, gold_share=0.0))
+    slow, quick = open_page("ann-07"), open_page("ann-08")
+    slow.goto(f"{site}/annotate/demo")
+    slow.wait_for_load_state("networkidle")
+    with world.write() as conn:
+        conn.execute(update(leases).values(expires=1.0))
+    quick.goto(f"{site}/annotate/demo")
+    quick.wait_for_load_state("networkidle")
+    contested = slow.locator(".card .turn.last").text_content()
+    assert quick.locator(".card .turn.last").text_content() == contested
+    for page in (slow, quick) if first == "the one who had it first" else (quick, slow):
+        press(page, "1")
+    expect(slow.locator("#toast")).to_contain_text("Not stored: your time for it had run out")
+    stored(slow), stored(quick)
+    assert slow.locator(".card .turn.last").text_content() != contested, "the next one is there already"
+    said = list(judgements(world, "demo"))
+    assert [(each.judge, each.values) for each in said] == [("human:ann-08", said[0].values)]
+    for _ in range(4):  # the other two in their hands had run out too
+        press(slow, "7")
+    stored(slow)
+    per_item = [tuple(sorted(each.responses)) for each in judgements(world, "demo")]
+    assert len(per_item) == len(set(per_item)) and {each.judge for each in judgements(world, "demo")} == {"human:ann-07", "human:ann-08"}
 
 
 def test_undo_skip_reason_and_draft_by_keyboard(world, site, open_page):
@@ -426,6 +540,7 @@ def every_kind(db):
         ("en", "light", 360),
         ("zh", "dark", 1280),
         ("zh", "light", 360),
+        ("en", "dark", 360),
     ],
 )
 def test_axe_finds_nothing_and_no_page_is_wider_than_the_screen(world, site, open_page, lang, theme, width):
@@ -433,7 +548,7 @@ def test_axe_finds_nothing_and_no_page_is_wider_than_the_screen(world, site, ope
     page = open_page("boss", width=width, height=740)
     page.context.add_cookies([{"name": "lang", "value": lang, "url": site}, {"name": "theme", "value": theme, "url": site}])
     faults = []
-    for path in (*PAGES, "/signin"):
+    for path in (*PAGES, "/signin", "/link/x"):
         if path == "/signin":
             page.context.clear_cookies(name=COOKIE)
         page.goto(site + path)

@@ -1,5 +1,6 @@
 """What the tests of the web app build their small world from."""
 
+from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
 from tutelage.core.words import Message, Prompt, Response
@@ -29,6 +30,20 @@ def item_of(texts, *, text="What is a kite?", kind="", **more):
 
 def pairs(count, name="q"):
     return [item_of([f"left answer {at}", f"right answer {at}"], text=f"{name} {at}?") for at in range(count)]
+
+
+def routes(app):
+    """(method, path) of every route, with its names in braces."""
+
+    def walk(parts):
+        for route in parts:
+            inner = getattr(route, "original_router", None) or getattr(route, "router", None)
+            if isinstance(route, APIRoute) or (inner is None and hasattr(route, "methods")):
+                yield from ((method, route.path) for method in route.methods)
+            elif inner is not None:
+                yield from walk(inner.routes)
+
+    return sorted({(method, path) for method, path in walk(app.routes) if method in ("GET", "POST")})
 
 
 class Browser(TestClient):

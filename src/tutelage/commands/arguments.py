@@ -25,12 +25,14 @@ train (each takes a recipe and overrides: tutelage sft RECIPE key=value ...)
   rl          improve a model against a reward (PPO)
   classify    train a text classifier
   check       look for what is wrong with a recipe before it is trained
+  plan        how much memory and time a recipe will take, and which micro-batch fits
 
 use and judge
   respond     answer prompts and write the answers to a file
   chat        talk to a model
   eval        score models on held-out prompts, with intervals
   compare     how often a judge prefers one model's answers to another's
+  score       a reward model's scores and hidden states of answers, for planning what to ask
   blend       several runs of one base as one model, by weights
   report      write report.html again, in English or Chinese
   runs        list runs, show one, verify their files
@@ -300,6 +302,7 @@ def _add_training(commands: Any) -> None:
         )
         p.add_argument("--no-check", action="store_true", help="train whatever `tutelage check` would say")
     _add_check(commands)
+    _add_plan(commands)
 
 
 def _add_check(commands: Any) -> None:
@@ -324,6 +327,21 @@ def _add_check(commands: Any) -> None:
         help="the training command that the recipe is for (default: the one that its first lines or its keys name)",
     )
     p.add_argument("--no-cache", action="store_true", help="look again, though the same was checked before")
+
+
+def _add_plan(commands: Any) -> None:
+    p = _command(
+        commands,
+        "plan",
+        "How much memory and time a run will take, from its first steps, and which micro-batch fits into what there is.",
+        "tutelage plan ppo_starter model=sft-0001 reward=reward-0001",
+        "tutelage plan my.yaml --for sft --memory 8",
+    )
+    p.usage = "tutelage plan [RECIPE] [key=value ...] [options]"
+    p.add_argument("words", nargs="*", metavar="RECIPE key=value", help="a recipe (file or name), then settings that override it")
+    p.add_argument("--for", dest="command_for", choices=TRAINING_COMMANDS, help="the training command that the recipe is for")
+    p.add_argument("--memory", type=float, metavar="GB", help="what the run may take (default: what is free)")
+    p.add_argument("--trial", metavar="FILE", help=argparse.SUPPRESS)  # this process makes the trial, and writes what it measured
 
 
 def _sampling(p: argparse.ArgumentParser, *, temperature: float, max_tokens: int) -> None:
@@ -418,6 +436,19 @@ def _add_judging(commands: Any) -> None:
     p.add_argument("--data", default="starter:evaluation", help=f"prompts: {DATA_NAMES} (default: starter:evaluation)")
     p.add_argument("--limit", type=int, metavar="N", help="only N prompts, spread over the set")
     _sampling(p, temperature=0.0, max_tokens=96)
+    p = _command(
+        commands,
+        "score",
+        "A reward model's score and hidden state of each answer of a project, for `feedback plan --features`.",
+        "tutelage score reward-0001 --project duel --out features.npz",
+        "tutelage score smollm2-135m --project duel --out features.npz    # before there is a reward model",
+    )
+    p.add_argument("model", metavar="MODEL", help="a reward model (folder or run), or any model for its hidden states alone")
+    p.add_argument("--project", required=True, metavar="P", help="whose answers")
+    p.add_argument("--database", metavar="WHERE", help="as for `tutelage feedback`")
+    p.add_argument("--out", required=True, metavar="FILE", help=".npz or .jsonl: id, features, and score where there is one")
+    p.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    p.add_argument("--device", default="auto")
     p = _command(
         commands,
         "blend",

@@ -6,7 +6,8 @@ from typing import Any
 
 from rich.text import Text
 
-from tutelage.commands.training import Job, Plan, Tell, run_job, steps_of_loop
+from tutelage.commands.run_job import run_job
+from tutelage.commands.training import Job, Plan, Tell, steps_of_loop
 from tutelage.core.errors import UserError
 from tutelage.data.snapshot import Rows, load_rows
 from tutelage.terminal import Terminal

@@ -70,12 +70,20 @@ def _add_results(add: Callable[..., argparse.ArgumentParser]) -> None:
     p.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     p = add("plan", "How many more labels, of what and from whom.",
             "tutelage feedback plan --project duel --half-width 0.03",
-            "tutelage feedback plan --project duel --curve curve.csv --accuracy 0.75")
+            "tutelage feedback plan --project duel --curve curve.csv --accuracy 0.75",
+            "tutelage feedback plan --project duel --features features.npz --choose 200   # what to ask next: see tutelage score")
     p.add_argument("--half-width", type=float, default=0.03, metavar="H", help="wanted of the win rate's interval (default 0.03)")
     p.add_argument("--curve", metavar="FILE", help="CSV with columns labels, accuracy: a reward model at four sizes or more")
     p.add_argument("--accuracy", type=float, default=0.75, metavar="A", help="wanted of the reward model (default 0.75)")
     p.add_argument("--level", type=float, default=0.8, help="of gold accuracy below which people are trained (default 0.8)")
     p.add_argument("--show", type=int, default=10, metavar="N", help="items to list for one more vote (default 10)")
+    p.add_argument("--features", metavar="FILE", help="vectors of a reward model by response or item (`tutelage score` writes them): "
+                   "tells whether choosing beats random so far")
+    p.add_argument("--choose", type=int, metavar="N", help="put the next N pairs before the others, a fifth of them drawn at random")
+    p.add_argument("--method", choices=("auto", "random", "d-optimal"), default="auto",
+                   help="of --choose; auto: random until the project's own judgements show that d-optimal beats it (default)")
+    p.add_argument("--out", metavar="FILE", help="also write what was chosen to this .jsonl: item and arm")
+    p.add_argument("--actor", default="command-line", help="who chooses, for the log")
     p.add_argument("--seed", type=int, default=0)
     p = add("snapshot", "Freeze what was folded as snapshots under data/: recipes may name them, or feedback:P@ROW.",
             "tutelage feedback snapshot --project duel")

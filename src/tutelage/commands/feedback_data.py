@@ -6,7 +6,6 @@ question, so that two turns of one chat, a pair and an edit of the same prompt, 
 
 import re
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,10 +18,10 @@ from tutelage.core.words import Prompt
 from tutelage.data.importer import import_data
 from tutelage.data.records import group_of
 from tutelage.data.snapshot import Snapshot, open_snapshot
-from tutelage.stats.raters import LabelVote, one_coin
-from tutelage.store.collected import collected, gold_counts
+from tutelage.store.collected import gold_counts
 from tutelage.store.db import Database, open_database
 from tutelage.store.feedback import load_project
+from tutelage.store.figures import rater_model, votes_of
 from tutelage.store.ledger import last_seq
 from tutelage.store.preferences import Folded, fold_project
 
@@ -66,34 +65,11 @@ def reliabilities(db: Database, project: str, how: str, *, upto: int | None = No
         if not counts:
             raise UserError(f"nobody in {project} has judged a gold item; use --reliability overlap or none")
         return {person: (right + 1) / (n + 2) for person, (right, n) in counts.items()}
-    votes = shared_votes(side_votes(db, project, upto=upto))
-    if len({vote.label for vote in votes}) < 2:
+    model = rater_model(votes_of(db, project, upto=upto))
+    if model is None:
         raise UserError(f"the judgements of {project} do not overlap, or are all the same: nothing tells who is reliable; "
                         "use --reliability none")
-    return one_coin(votes).accuracy
-
-
-def shared_votes(votes: list[LabelVote]) -> list[LabelVote]:
-    """Those on units that two or more judged.  A unit with one vote can agree with any story about its rater, and with many of
-    them the model tells itself one."""
-    counts = Counter(vote.unit for vote in votes)
-    return [vote for vote in votes if counts[vote.unit] > 1]
-
-
-def side_votes(db: Database, project: str, *, upto: int | None = None) -> list[LabelVote]:
-    """Which answer of a pair won, as votes: units are item and question, labels the winner's id or "tie"."""
-    return [LabelVote((each.item, said.dimensions[0].name), each.person, _winner(said))
-            for each in collected(db, project, upto=upto) if not each.special and each.purpose == "judge"
-            for said in each.judgements if said.kind == "pair" and said.dimensions]
-
-
-def _winner(said: Any) -> str:
-    """"first" or "second" of the two ids in order, so that the classes are the same for all items."""
-    a, b = said.values
-    if a == b:
-        return "tie"
-    won = said.responses[0] if a > b else said.responses[1]
-    return "first" if won == min(said.responses) else "second"
+    return model.accuracy
 
 
 # -- snapshots ------------------------------------------------------------------------------------------------------

@@ -59,6 +59,8 @@ def _from_records(reading: Reading, rubric: Rubric, project: str) -> Iterator[Im
             yield from _judged(record, rubric, project, judge=f"human:{stem(reading.source)}", where=where)
         except UserError as error:
             yield Quarantined(reading.source, reading.line, str(error), "")
+        except (ValueError, OverflowError) as error:  # a mark such as "ann/chosen/inf"
+            yield Quarantined(reading.source, reading.line, f"wrong value: {error}", "")
 
 
 def _judged(record: Any, rubric: Rubric, project: str, *, judge: str, where: str) -> list[Imported]:

@@ -5,8 +5,8 @@ from argparse import Namespace
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from tutelage.commands.feedback_data import opened, shared_votes, side_votes
-from tutelage.commands.feedback_figures import comparisons_of, model_votes, rater_model
+from tutelage.commands import feedback_next
+from tutelage.commands.feedback_data import opened
 from tutelage.core.errors import UserError
 from tutelage.recipes import find_workspace
 from tutelage.stats.planning import (
@@ -19,9 +19,9 @@ from tutelage.stats.planning import (
     plan_interval,
     whom_to_train,
 )
-from tutelage.store.collected import collected, gold_counts
-from tutelage.store.db import Database
-from tutelage.store.feedback import iter_items, load_project
+from tutelage.store.collected import gold_counts
+from tutelage.store.feedback import load_project
+from tutelage.store.figures import Votes, comparisons_of, model_votes, rater_model, shared_votes, side_votes, votes_of
 from tutelage.terminal import Terminal
 
 
@@ -36,27 +36,29 @@ def run(args: Namespace, terminal: Terminal) -> int:
     curve = read_curve(Path(args.curve)) if args.curve else None
     with opened(args.database, workspace) as db:
         load_project(db, args.project)
-        intervals = win_rate_plans(db, args.project, half_width=args.half_width)
-        overlap, why = overlap_rows(db, args.project)
+        votes = votes_of(db, args.project)
+        intervals = win_rate_plans(votes, half_width=args.half_width)
+        overlap, why = overlap_rows(votes)
         training = whom_to_train(gold_counts(db, args.project), level=args.level)
+        following = feedback_next.plan(db, args.project, votes, args) if args.features else None
     accuracy = plan_accuracy(*curve, args.accuracy, seed=args.seed) if curve else None
     _show(intervals, overlap, why, training, accuracy, args, terminal)
+    feedback_next.show(following, args, terminal)
     terminal.result({
-        "win_rates": [{"a": a, "b": b, **(plan._asdict() if isinstance(plan, IntervalPlan) else {"text": plan})} for a, b, plan in intervals],
+        "win_rates": [{"a": a, "b": b, **(plan._asdict() if isinstance(plan, IntervalPlan) else {"text": plan})}
+                      for a, b, plan in intervals],
         "overlap": [{"item": str(row.unit[0]), "question": str(row.unit[1]), "votes": row.votes, "chance": row.chance, "gain": row.gain}
                     for row in overlap],
         "training": [{"rater": r.rater, "right": r.right, "n": r.n, "low": r.low, "high": r.high, "below": r.below, "advice": r.advice}
                      for r in training],
-        "accuracy": accuracy._asdict() if accuracy else None})
+        "accuracy": accuracy._asdict() if accuracy else None, "next": feedback_next.facts(following)})
     return 0
 
 
-def win_rate_plans(db: Database, project: str, *, half_width: float) -> list[tuple[str, str, IntervalPlan | str]]:
+def win_rate_plans(votes: Votes, *, half_width: float) -> list[tuple[str, str, IntervalPlan | str]]:
     """A plan for every two models, or why there is none."""
-    items = {item.id: item for item in iter_items(db, project)}
-    rows = [row for row in collected(db, project) if row.item in items and not row.special and row.purpose != "adjudicate"]
     scores: dict[tuple[str, str], list[tuple[float, str]]] = defaultdict(list)
-    for vote in model_votes(comparisons_of(rows, items)):
+    for vote in model_votes(comparisons_of(votes)):
         a, b = sorted((vote.left, vote.right))
         level = vote.level if vote.left == a else -vote.level
         scores[a, b].append((0.5 + 0.5 * ((level > 0) - (level < 0)), vote.rater))
@@ -69,12 +71,12 @@ def win_rate_plans(db: Database, project: str, *, half_width: float) -> list[tup
     return out
 
 
-def overlap_rows(db: Database, project: str) -> tuple[list[OverlapRow], str]:
+def overlap_rows(votes: Votes) -> tuple[list[OverlapRow], str]:
     """Pairs for which one more vote is worth most, best first; or why that cannot be told."""
-    model = rater_model(db, project)
+    model = rater_model(votes)
     if model is None:
         return [], "no two people judged the same pair (or all said the same): nothing tells where a second opinion helps"
-    return overlap_worth(model, Counter(vote.unit for vote in shared_votes(side_votes(db, project)))), ""
+    return overlap_worth(model, Counter(vote.unit for vote in shared_votes(side_votes(votes)))), ""
 
 
 def read_curve(path: Path) -> tuple[list[float], list[float]]:
@@ -107,7 +109,8 @@ def _show(intervals: list[tuple[str, str, IntervalPlan | str]], overlap: list[Ov
     terminal.head("People")
     if training:
         terminal.table(["  person", "gold", "accuracy", f"below {100 * args.level:.0f} %", "advice"], right=(1, 2, 3), rows=[
-            (f"  {row.rater}", f"{row.right}/{row.n}", f"{100 * row.low:.0f}-{100 * row.high:.0f} %", f"{100 * row.below:.0f} %", row.advice)
+            (f"  {row.rater}", f"{row.right}/{row.n}", f"{100 * row.low:.0f}-{100 * row.high:.0f} %", f"{100 * row.below:.0f} %",
+             row.advice)
             for row in training])
     else:
         terminal.note("  nobody has judged a gold item: add some (items with `gold`) to see who needs training")

@@ -12,13 +12,13 @@ from typing import NamedTuple
 from markupsafe import escape
 
 from tutelage.commands.feedback_data import opened
-from tutelage.commands.feedback_figures import Figures, figures
 from tutelage.commands.feedback_words import WORDS
 from tutelage.core.errors import UserError
 from tutelage.core.files import write_atomic
 from tutelage.recipes import find_workspace
 from tutelage.stats.agreement import Agreement
 from tutelage.stats.intervals import Interval
+from tutelage.store.figures import Figures, figures
 from tutelage.terminal import Terminal
 
 MOST_SHOWN = 40  # rows of a table in the terminal
@@ -80,7 +80,8 @@ def sections(found: Figures, *, lang: str) -> list[Section]:
 
 def _state(found: Figures, t) -> Section:
     done = found.progress
-    lines = [t("state", items=done.items, judged=done.judged, wanted=done.wanted, people=len(found.people), complete=done.complete)]
+    people = sum(each.judged > 0 for each in found.people)  # others answered gold items only
+    lines = [t("state", items=done.items, judged=done.judged, wanted=done.wanted, people=people, complete=done.complete)]
     if found.imported:
         lines.append(t("imported", count=found.imported))
     if done.withdrawn or done.skipped:
@@ -95,9 +96,10 @@ def _state(found: Figures, t) -> Section:
 def _questions(found: Figures, t) -> Section:
     rows, lines = [], [t("agreement_note")]
     for each in found.questions:
-        rows.append([each.name, _agreed(each.raw, as_percent=True), _agreed(each.alpha, as_percent=False), each.scale, str(each.alpha.n)])
+        rows.append([each.question, _agreed(each.raw, as_percent=True), _agreed(each.alpha, as_percent=False), each.scale,
+                     str(each.alpha.n)])
         why = dict.fromkeys(filter(None, (each.raw.undefined, each.alpha.undefined, each.alpha.note)))
-        lines += [f"{each.name}: {reason}" for reason in why]
+        lines += [f"{each.question}: {reason}" for reason in why]
     return Section(t("agreement_title"), lines if rows else [], [t("question"), t("raw"), t("alpha"), t("scale"), t("units")], rows)
 
 
@@ -142,7 +144,7 @@ def _scores(found: Figures, t) -> Section:
     lines = [*found.notes]
     if fit is None:
         return Section(t("scores_title"), lines, [], [])
-    rows = [[name, number(score), f"{fit.ranks[name][0]}–{fit.ranks[name][1]}" if len(set(fit.ranks[name])) > 1 else str(fit.ranks[name][0]),
+    rows = [[name, number(score), "–".join(map(str, dict.fromkeys(fit.ranks[name]))),
              number(styled.scores[name]) if styled else "–"] for name, score in fit.scores.items()]
     lines.append(t("scores_note"))
     if fit.position:
@@ -166,10 +168,11 @@ def facts(found: Figures) -> dict:
         return {"value": each.value, "n": each.n, "undefined": each.undefined, "interval": of(each.interval), "note": each.note}
 
     return {
-        "items": found.progress.items, "judged": found.progress.judged, "people": len(found.people), "comparisons": found.comparisons,
-        "ties": found.ties, "agreement": {q.name: {"scale": q.scale, "raw": agreed(q.raw), "alpha": agreed(q.alpha)} for q in found.questions},
-        "annotators": {p.name: {"judged": p.judged, "one_coin": p.agreement, "gold": of(p.gold), "left": of(p.left.rate if p.left else None),
-                                "warning": p.warning} for p in found.people},
+        "items": found.progress.items, "judged": found.progress.judged, "people": sum(each.judged > 0 for each in found.people),
+        "comparisons": found.comparisons, "ties": found.ties,
+        "agreement": {q.question: {"scale": q.scale, "raw": agreed(q.raw), "alpha": agreed(q.alpha)} for q in found.questions},
+        "annotators": {p.name: {"judged": p.judged, "one_coin": p.agreement, "gold": of(p.gold),
+                                "left": of(p.left.rate if p.left else None), "warning": p.warning} for p in found.people},
         "left": of(found.left.rate if found.left else None),
         "longer": of(found.longer.rate if found.longer else None),
         "cycles": of(found.cycles.rate if found.cycles else None), "flips": of(found.flips.rate if found.flips else None),

@@ -4,7 +4,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from tutelage.commands.training import Job, Plan, Tell, run_job, steps_of_loop
+from tutelage.commands.run_job import run_job
+from tutelage.commands.training import Job, Plan, Tell, steps_of_loop
 from tutelage.core.errors import UserError
 from tutelage.core.words import Preference
 from tutelage.data.snapshot import Rows, load_rows

@@ -4,7 +4,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from tutelage.commands.training import Job, Plan, Tell, metric_change, rows_of_kind, run_job
+from tutelage.commands.run_job import run_job
+from tutelage.commands.training import Job, Plan, Tell, metric_change, rows_of_kind
 from tutelage.data.snapshot import Rows, load_rows
 from tutelage.recipes import short_name
 from tutelage.terminal import Terminal

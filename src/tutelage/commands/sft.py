@@ -3,7 +3,8 @@
 from argparse import Namespace
 from typing import Any
 
-from tutelage.commands.training import Job, Plan, first_value, rows_of_kind, run_job, steps_of_loop
+from tutelage.commands.run_job import run_job
+from tutelage.commands.training import Job, Plan, first_value, rows_of_kind, steps_of_loop
 from tutelage.recipes import short_name
 from tutelage.terminal import Terminal
 from tutelage.training.sft import SFTConfig, sft

@@ -6,8 +6,6 @@ loaded; `execute` trains; the rest shows it.
 
 import math
 import re
-import time
-from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -23,7 +21,7 @@ from tutelage.preflight.check import check
 from tutelage.preflight.findings import Finding, errors, told
 from tutelage.recipes import find_recipe, find_workspace, model_of, read_config, read_file, read_settings
 from tutelage.store.runs import Run, list_runs
-from tutelage.terminal import Terminal, clock, quote
+from tutelage.terminal import Terminal, quote
 from tutelage.training.trackers import Follower, check_names
 
 Tell = Callable[[str], None]
@@ -249,64 +247,6 @@ def follow(plan: Plan) -> Follower:
     return Follower(plan.folder, plan.track, config=to_dict(plan.config))
 
 
-def run_job(
-    job: Job, args: Namespace, terminal: Terminal, *, finish: Callable[[Plan, Any, Terminal], Mapping[str, Any]]
-) -> int:
-    """The command line of a training command; `finish` says what was made and returns facts for --json."""
-    recipe, words = split_words(args.words, job.name)
-    plan = prepare(
-        job,
-        recipe=recipe,
-        words=words,
-        workspace=args.workspace,
-        run=args.run,
-        resume=args.resume,
-        track=[name for each in args.track for name in each.split(",") if name],
-    )
-    announce(plan, terminal, recipe=recipe)
-    facts = {"kind": job.name, "run": plan.name, "folder": str(plan.folder), "data": plan.data_id, "rows": plan.counts}
-    if args.dry_run:
-        terminal.say("Dry run: nothing was written.", style="bold")
-        terminal.result(
-            {
-                **facts,
-                "dry_run": True,
-                "steps": job.steps(plan.config, plan.counts["train"]),
-                "config": to_dict(plan.config),
-            }
-        )
-        return 0
-    if Run(plan.folder).finished():
-        terminal.note(f"{plan.folder} is finished; nothing is left to do.")
-    if not args.no_check:
-        facts["check"] = [finding.to_dict() for finding in stop_where_wrong(plan, terminal)]
-    begun = time.monotonic()
-    follower = follow(plan)
-    terminal.resume = plan.command
-    with terminal.progress(facts=lambda: follower.tail.last) as progress:
-        result = execute(plan, progress=progress, warn=terminal.warn, follower=follower)
-    terminal.resume = ""
-    seconds = time.monotonic() - begun
-    steps = Run(plan.folder).manifest["steps"]
-    terminal.say()
-    terminal.say(f"Made {result.path}", style="bold green")
-    terminal.say(f"  {steps} steps in {clock(seconds)}")
-    if "tensorboard" in plan.track:
-        terminal.say(f"  curves: tensorboard --logdir {quote(plan.folder.parent)}")
-    more = finish(plan, result, terminal)
-    terminal.result(
-        {
-            **facts,
-            "path": str(result.path),
-            "steps": steps,
-            "seconds": round(seconds, 1),
-            **more,
-            "config": to_dict(plan.config),
-        }
-    )
-    return 0
-
-
 def examine(plan: Plan, **more: Any) -> list[Finding]:
     """What is or may be wrong with the set-up (preflight/check.py), from the workspace's cache where it was looked at before."""
     return check(plan.job.name, plan.config, plan.rows.splits, data_id=plan.data_id, workspace=plan.workspace, **more)
@@ -346,26 +286,6 @@ def split_words(words: Sequence[str], command: str) -> tuple[str | None, list[st
             "for instance optim.learning_rate=1e-5"
         )
     return (recipes[0] if recipes else None), overrides
-
-
-def announce(plan: Plan, terminal: Terminal, *, recipe: str | None) -> None:
-    """The resolved configuration, and what is about to happen."""
-    terminal.config(
-        to_dict(plan.config),
-        title=f"tutelage {plan.job.name}  {recipe or ('' if plan.resume else '(defaults)')}".rstrip(),
-    )
-    terminal.say()
-    for note in plan.notes:
-        terminal.note(note)
-    counts = ", ".join(f"{count} {split}" for split, count in plan.counts.items())
-    terminal.say(f"data   {plan.data_id}: {counts} {plan.job.noun}")
-    terminal.say(
-        f"run    {plan.folder}{' (resumed)' if plan.resume and (plan.folder / 'manifest.json').exists() else ''}"
-    )
-    steps = plan.job.steps(plan.config, plan.counts["train"])
-    if steps is not None:
-        terminal.say(f"steps  {steps}")
-    terminal.say()
 
 
 def metric_change(folder: Path, name: str) -> tuple[float, float] | None:

@@ -70,4 +70,4 @@ def _serve(db: Database, where: str, door: socket.socket, *, workers: int) -> No
     db.close()
     config = uvicorn.Config("tutelage.web.app:from_environment", factory=True, workers=workers,
                             timeout_worker_healthcheck=60, **options)  # a busy machine's worker is slow, not dead
-    Multiprocess(config, target=uvicorn.Server(config).run, sockets=[door]).run()
+    Multiprocess(config, sockets=[door]).run()

@@ -1,6 +1,7 @@
 """Pairs: one answer preferred to another, in TRL's shapes, ShareGPT, content parts and HH transcripts."""
 
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -79,6 +80,8 @@ def _side_facts(row: dict) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     strength = first(row, "strength", "margin")
     if (value := as_number(strength)) is not None:
+        if not math.isfinite(value):
+            raise RowError(f"wrong value: strength is a finite number; got {strength!r:.40}")
         facts["strength"] = value
     for name in ("chosen_unsafe", "rejected_unsafe"):
         if (flag := as_bool(row.get(name))) is not None:

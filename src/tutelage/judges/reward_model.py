@@ -4,7 +4,7 @@ The reward model re-tokenises *text* with its own tokenizer (RLHF_CORRECTNESS C3
 and reads its score at the last real token, so a score does not depend on what else stood in the batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tutelage.core.protocols import Progress, silent
 from tutelage.core.words import Judgement, Prompt, Response
-from tutelage.models.heads import RewardModel, load_reward
+from tutelage.models.heads import RewardModel, last_real, load_reward
 from tutelage.models.prefix import can_share
 from tutelage.text.mask import answer_row
 from tutelage.text.pack import begins_of, family_batches
@@ -40,8 +40,24 @@ class RewardJudge:
     @torch.no_grad()
     def scores(self, items: Sequence[tuple[Prompt, str]]) -> list[float]:
         """One score an answer, in order."""
+        out = [0.0] * len(items)
+        for group, token_BT, real_BT in self._batches(items):
+            for i, score in zip(group, self.network(token_BT, real_BT).tolist(), strict=True):
+                out[i] = (score - self.bias) * self.gain
+        return out
+
+    @torch.no_grad()
+    def features(self, items: Sequence[tuple[Prompt, str]]) -> Tensor:
+        """[N, D] float32, on the CPU: the hidden state that an answer's score is read from, score = (head(x) - bias) * gain."""
+        out = torch.zeros(len(items), self.network.head.score.in_features)
+        for group, token_BT, real_BT in self._batches(items):
+            hidden_BTD = self.network.hidden(token_BT, real_BT)
+            out[group] = hidden_BTD[torch.arange(len(group), device=hidden_BTD.device), last_real(real_BT)].float().cpu()
+        return out
+
+    def _batches(self, items: Sequence[tuple[Prompt, str]]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """(places in `items`, token_BT, real_BT), answers to one prompt together."""
         rows = [answer_row(self.tokenizer, prompt, text, max_tokens=self.max_tokens).token_ids for prompt, text in items]
-        out = [0.0] * len(rows)
         device = next(self.network.parameters()).device
         done = 0
         number = {prompt.id: at for at, (prompt, _) in enumerate(items)}
@@ -49,11 +65,9 @@ class RewardJudge:
         for group in family_batches([len(row) for row in rows], begins_of(rows, families), families,
                                     token_budget=self.token_budget, shared=can_share(self.network.trunk)):
             token_BT, real_BT = _pad([rows[i] for i in group])
-            for i, score in zip(group, self.network(token_BT.to(device), real_BT.to(device)).tolist(), strict=True):
-                out[i] = (score - self.bias) * self.gain
+            yield group, token_BT.to(device), real_BT.to(device)
             done += len(group)
             self.progress("judge", done, len(rows))
-        return out
 
     def judge(self, items: Sequence[tuple[Prompt, Sequence[Response]]]) -> list[Judgement]:
         flat = iter(self.scores([(prompt, response.text) for prompt, responses in items for response in responses]))

@@ -29,6 +29,7 @@ from transformers import (
 
 from tutelage.core.errors import UserError
 from tutelage.core.protocols import Progress, silent
+from tutelage.models.attention import quicken
 from tutelage.models.load import (
     Loaded,
     best_device,
@@ -77,9 +78,14 @@ class Head:
 
     def matrix(self) -> Tensor | None:
         """float32 [V, D] where the logits are hidden @ matrix.T and nothing else; None for any other head."""
-        if type(self.output) is not nn.Linear or self.output.bias is not None or self.post is not None:
-            return None
-        return self._weight().detach()
+        return self._weight().detach() if self._is_matrix() else None
+
+    def parameter(self) -> nn.Parameter | None:
+        """The matrix of `matrix()` itself, in its own type; None for any other head."""
+        return self.output.weight if self._is_matrix() else None
+
+    def _is_matrix(self) -> bool:
+        return type(self.output) is nn.Linear and self.output.bias is None and self.post is None
 
     def _weight(self) -> Tensor:
         """The weight in float32; a copy of one that is not trained is kept until it changes."""
@@ -321,5 +327,6 @@ def load_reward(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     unpad_embedding(classifier)
+    quicken(classifier)
     model = kind(dropout_off(classifier.base_model), head).to(device).eval()
     return Loaded(model=model, tokenizer=tokenizer, name=name, path=path, digest=weights_digest(path))

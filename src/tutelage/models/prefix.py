@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from tutelage.models.attention import NAME
+
 PLAIN = frozenset({"llama", "qwen2", "qwen3", "mistral"})  # full causal attention where no window is set
 SHARES = (0.4, 0.7)  # of a row that the family's common beginning must be, at least: a system prompt alone is not worth a tree
 ROOMS = (2.0, 4.0, math.inf)  # of the longest row that a tree may be: the widest tree is what all others are padded to
@@ -34,7 +36,7 @@ def can_share(trunk: nn.Module) -> bool:
     config = getattr(trunk, "config", None)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     return (getattr(config, "model_type", "") in PLAIN and kinds == {"full_attention"}
-            and getattr(config, "_attn_implementation", "") == "sdpa" and not _window(config))
+            and getattr(config, "_attn_implementation", "") in ("sdpa", NAME) and not _window(config))
 
 
 def _window(config: Any) -> bool:

@@ -5,11 +5,11 @@
     python -m tutelage.pipeline.algorithms --compare               # docs/comparison.md and its pictures, from what was run
 
 SmolLM2-135M-Instruct learns to be courteous, as a rule counts it (pipeline/courtesy.py), on questions of the starter data
-(pipeline/algorithms_task.py).  Each algorithm draws the same number of answers to learn from; the offline methods have as many
-base answers, in pairs.  "Improved" means:
+(pipeline/algorithms_task.py).  Each algorithm draws the same number of answers to learn from (but for ppo_lagrangian_320, which
+has twice as many); the offline methods have as many base answers, in pairs.  "Improved" means:
 
     RL        the held-out mean reward, after minus before, has a 95 % interval above 0, prompts being what is resampled
-              (ppo_lagrangian: and the mean cost of its answers is at or below the threshold, or less than before)
+              (ppo_lagrangian*: and the mean cost of its answers is at or below the threshold, or less than before)
     offline   held-out pair accuracy (implicit reward) and win rate over base by the held-out judge: both intervals above 50 %
 
 The seed changes the order of prompts, every sampled answer, and the heads.  Each run is a process of its own, so that its
@@ -55,6 +55,10 @@ RL: dict[str, dict[str, Any]] = {
     "grpo": {"lr": 3e-4, **CLIPPED},
     "ppo_lagrangian": {"lr": 4e-4, "baseline": "leave_one_out", **CLIPPED, "cost": COST, "threshold": THRESHOLD,
                        "multiplier": MultiplierConfig(learning_rate=1.0, initial=2.0, window=16, bound="ucb", confidence=0.8)},
+    # twice the answers: with as many as the others have, two of ten seeds hold the cost and gain nothing
+    "ppo_lagrangian_320": {"algorithm": "ppo_lagrangian", "times": 2, "lr": 4e-4, "baseline": "leave_one_out", **CLIPPED, "cost": COST,
+                           "threshold": THRESHOLD, "multiplier": MultiplierConfig(learning_rate=0.5, initial=0.7, window=16, bound="ucb",
+                                                                                  confidence=0.8)},
     "reinforce": {"lr": 6e-4},
     "remax": {"lr": 6e-4, "greedy": True},
     "online_dpo": {"lr": 3e-4},
@@ -71,6 +75,7 @@ OFFLINE: dict[str, dict[str, Any]] = {
 PLAN = {  # algorithm -> seeds of the whole proof
     **{name: tuple(range(10)) for name in ("ppo", "a2c", "rloo", "grpo")},
     "ppo_lagrangian": tuple(range(20, 30)),  # not with 0 to 9, which were looked at while its multiplier was being chosen
+    "ppo_lagrangian_320": tuple(range(60, 70)),  # not with 40 to 46 and 100 to 104, which were looked at
     **{name: tuple(range(3)) for name in OFFLINE},
     "orpo": tuple(range(20, 23)),  # nor with 0 to 2: its weight was raised after they were seen
     **{name: (0,) for name in ("reinforce", "remax", "online_dpo", "best_of_n", "expert_iteration")},
@@ -91,14 +96,14 @@ def planned(only: Sequence[str] = (), seeds: Sequence[int] = ()) -> list[tuple[s
 
 
 def rl_config(name: str, seed: int, task: TaskConfig) -> RLConfig:
-    """The settings of an on-policy run: `task.responses()` answers to learn from, whatever the algorithm."""
+    """The settings of an on-policy run: `task.responses()` answers to learn from, whatever the algorithm (unless RL says more)."""
     own = dict(RL[name])
-    steps, prompts, n = task.steps, task.prompts_per_step, task.responses_per_prompt
+    steps, prompts, n = task.steps * own.pop("times", 1), task.prompts_per_step, task.responses_per_prompt
     if rounds := own.pop("rounds", 0):  # expert iteration: fewer and larger steps
         steps, prompts = rounds, prompts * steps // rounds
     if own.pop("greedy", False):  # ReMax: the greedy answer is one of the n
         n -= 1
-    kind = ALGORITHMS[name].config
+    kind = ALGORITHMS[own.pop("algorithm", name)].config
     optim = OptimConfig(learning_rate=own.pop("lr"), schedule="linear", warmup=0.05, betas=(0.9, 0.95), eps=1e-5)
     common = {"model": task.model, "reward": REWARD, "data": "starter", "seed": seed, "steps": steps,
               "prompts_per_step": prompts, "responses_per_prompt": n, "max_tokens": task.max_tokens,
@@ -131,7 +136,7 @@ def run_one(folder: Path, name: str, seed: int, *, progress: Progress = silent) 
     rows = Run(place).metrics()
     steps_seconds = sum(row.get("seconds", 0.0) for row in rows)  # of a run that was killed: of its earlier part too
     figures = {"algorithm": name, "seed": seed, "kind": "rl" if name in RL else "offline",
-               "responses": task.config.responses() if name in RL else len(task.base["train"]),
+               "responses": rows[-1]["responses"] if name in RL else len(task.base["train"]),
                "train_seconds": round(max(seconds, steps_seconds), 1),
                "peak_gb": max(row["rss_gb"] for row in rows if "rss_gb" in row),
                **measure(task, name, path, place, seed, offline=name in OFFLINE)}

@@ -29,7 +29,7 @@ PER_TOKEN = ("ipo", "orpo", "simpo")  # methods whose own reward is a mean over 
 def measure(task: Task, name: str, path: Path, place: Path, seed: int, *, offline: bool) -> dict[str, Any]:
     """All that is said of a trained policy, on the held-out prompts; its answers stay in answers.jsonl."""
     # a constraint is held to its point estimate, which costs of 0, 1, 2 an answer make noisy
-    n = task.config.answers_after * (COST_ANSWERS if name == "ppo_lagrangian" else 1)
+    n = task.config.answers_after * (COST_ANSWERS if constrained(name) else 1)
     loaded = load(str(path))
     engine = LocalEngine(loaded.model, loaded.tokenizer, policy=f"{name}-{seed}")
     after = answer(engine, task.prompts["held_out"], task.config.sampling(n=n, seed=seed))
@@ -46,11 +46,15 @@ def measure(task: Task, name: str, path: Path, place: Path, seed: int, *, offlin
     return {**out, "improved": improved(name, out)}
 
 
+def constrained(name: str) -> bool:
+    return name.startswith("ppo_lagrangian")
+
+
 def improved(name: str, figures: Mapping[str, Any]) -> bool:
     """What the proof counts; see the top of algorithms.py."""
     if figures["pair_accuracy"]:
         return figures["pair_accuracy"]["low"] > 0.5 and figures["win_rate"]["low"] > 0.5
-    kept = name != "ppo_lagrangian" or figures["cost"]["after"] <= THRESHOLD or figures["cost"]["high"] < 0
+    kept = not constrained(name) or figures["cost"]["after"] <= THRESHOLD or figures["cost"]["high"] < 0
     return figures["reward"]["low"] > 0 and kept
 
 

@@ -19,9 +19,10 @@ from tutelage.stats.intervals import mean_interval
 from tutelage.store.runs import Run
 
 NAMES = {"ppo": "PPO", "a2c": "A2C", "rloo": "RLOO", "grpo": "GRPO", "ppo_lagrangian": "PPO-Lagrangian",
+         "ppo_lagrangian_320": "PPO-Lagrangian, 320 answers",
          "reinforce": "REINFORCE", "remax": "ReMax", "online_dpo": "online DPO", "best_of_n": "best-of-n",
          "expert_iteration": "expert it.", "dpo": "DPO", "kto": "KTO", "ipo": "IPO", "orpo": "ORPO", "simpo": "SimPO"}
-PLOTS = (("ppo", "a2c", "ppo_lagrangian"), ("reinforce", "rloo", "grpo", "remax"),
+PLOTS = (("ppo", "a2c", "ppo_lagrangian", "ppo_lagrangian_320"), ("reinforce", "rloo", "grpo", "remax"),
          ("online_dpo", "best_of_n", "expert_iteration"))
 CURVES = (("reward", "reward"), ("kl", "KL, nats"))
 BEGIN, END = "<!-- figures: begin (written by `python -m tutelage.pipeline.algorithms --compare`) -->", "<!-- figures: end -->"
@@ -104,7 +105,7 @@ def generated(found: Sequence[Mapping[str, Any]], task: Mapping[str, Any], judge
     lines = [
         f"Task: `{task['model']}` learns the courtesy rule of `pipeline/courtesy.py` (a rule, no people: `simulated:courtesy`) "
         f"on {task['prompts']['train']} questions of the starter data; {budget} answers of at most {task['max_tokens']} tokens to "
-        f"learn from, at temperature {task['temperature']}; layers above {task['frozen_layers']} are trained. Measured on "
+        f"learn from (where the name says no other number), at temperature {task['temperature']}; layers above {task['frozen_layers']} are trained. Measured on "
         f"{task['prompts']['held_out']} other questions, {task['answers_after']} answer(s) each (four times as many where a constraint is "
         "measured). The base model's reward there is "
         f"{any_run['reward']['before']:.3f}, its cost {any_run['cost']['before']:.2f}. The held-out judge is a reward model that "

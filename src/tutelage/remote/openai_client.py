@@ -151,6 +151,8 @@ class OpenAIEngine:
         return self._response(prompt, sampling, index, "", None)
 
     def _response(self, prompt: Prompt, sampling: Sampling, index: int, text: str, finish: str | None) -> Response:
+        # JSON can write half a surrogate pair, and a stream can part one; no file and no hash takes a half.
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         for stop in sampling.stop:  # most servers leave it out, some do not
             text = text.split(stop, 1)[0]
         return Response(prompt_id=prompt.id, index=index, text=text, policy=self.policy, sampling=sampling,

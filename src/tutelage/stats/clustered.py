@@ -87,6 +87,8 @@ def covariance(score_NP: NDArray, information_PP: NDArray, information_of: Calla
         return Clustered(one(votes_N), len(votes_N) - 1, len(votes_N), ("votes are taken as independent",))
     if raters == 1:
         note = "one rater only: the interval speaks of more votes of this person, not of people"
+        if unit_N is not None and (units := len(np.unique(unit_N))) > 1:
+            return Clustered(one(unit_N), units - 1, 1, (note, *fallen_back))
         return Clustered(one(votes_N), len(votes_N) - 1, 1, (note, *fallen_back))
     notes = (f"{raters} raters: below {FEW_RATERS} the interval is rough",) if raters < FEW_RATERS else ()
     if unit_N is None:

@@ -12,17 +12,20 @@ by them can it be told whether choosing pays.  Uncertainty sampling (largest w) 
 where many pairs are alike it asks the same thing over and over.  N = candidates, D = features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
+from scipy.stats import norm
 
-from tutelage.stats.intervals import Interval, mean_interval
+from tutelage.stats.intervals import Interval, cluster_index, mean_interval
 
 METHODS = ("random", "d-optimal", "uncertainty")
 RANDOM_SHARE = 0.2
+LEAST_RANDOM, LEAST_ACTIVE = 20, 10  # labels of each arm, for `gain_over_random`
+FOLDS, REPEATS, REPLICATES = 5, 20, 100
 
 
 class Pick(NamedTuple):
@@ -31,9 +34,40 @@ class Pick(NamedTuple):
 
 
 class ArmReport(NamedTuple):
-    difference: Interval  # accuracy of active - accuracy of random, paired by seed
+    difference: Interval  # accuracy of active - accuracy of random, paired by seed or by held-out pair
     better: bool  # True where the interval lies above 0
     text: str
+
+
+def scaled(x_ND: ArrayLike) -> NDArray:
+    """Columns divided by their root mean square and by sqrt(D), so that a row's squared length is 1 in the mean: hidden states
+    have a few huge columns, and the prior is the same for all."""
+    x = np.asarray(x_ND, dtype=np.float64)
+    size = np.sqrt((x**2).mean(axis=0))
+    return x / np.where(size > 0, size, 1.0) / np.sqrt(x.shape[1])
+
+
+def fit_head(x_ND: ArrayLike, better_N: ArrayLike, *, prior: float = 1.0) -> NDArray:
+    """(D,) weights w of P(a better) = sigma(w . x), x = features(a) - features(b): Bradley and Terry with scores linear in the
+    features, most probable under a normal prior of precision `prior`; Newton's method.  better_N: 1, 0, or 1/2 for a tie."""
+    x, better = np.asarray(x_ND, dtype=np.float64), np.asarray(better_N, dtype=np.float64)
+    if 0 < len(x) < x.shape[1]:  # the solution lies in the span of the rows, where the system is small
+        span_DN = np.linalg.qr(x.T)[0]
+        return span_DN @ fit_head(x @ span_DN, better, prior=prior)
+    w = np.zeros(x.shape[1])
+    for _ in range(100):
+        p = expit(x @ w)
+        step = np.linalg.solve(prior * np.eye(len(w)) + (x * (p * (1 - p))[:, None]).T @ x, x.T @ (better - p) - prior * w)
+        w += step / max(1.0, float(np.abs(x @ step).max(initial=0.0)) / 2)  # no margin moves by more than 2 nats at once
+        if np.abs(step).max(initial=0.0) < 1e-9:
+            break
+    return w
+
+
+def right(margin_N: ArrayLike, better_N: ArrayLike) -> NDArray:
+    """(N,) 1 where the sign of the margin is that of the label, 1/2 where the margin is 0."""
+    said = np.sign(np.asarray(better_N, dtype=np.float64) - 0.5)
+    return 0.5 + 0.5 * np.sign(np.asarray(margin_N, dtype=np.float64)) * said
 
 
 def choose(x_ND: ArrayLike, margin_N: ArrayLike, count: int, *, seed: int, method: str = "random",
@@ -91,8 +125,57 @@ def arm_report(active: ArrayLike, random: ArrayLike, *, labels: int) -> ArmRepor
     a, r = np.asarray(active, dtype=np.float64), np.asarray(random, dtype=np.float64)
     if a.shape != r.shape or a.ndim != 1 or len(a) < 3:
         raise ValueError(f"both arms need one accuracy a seed, three seeds or more; got {a.shape} and {r.shape}")
-    out = mean_interval(a - r)
-    figures = f"{out.estimate:+.1%} ({out.low:+.1%} to {out.high:+.1%}, {len(a)} seeds, {labels} labels)"
+    return _verdict(mean_interval(a - r), f"{len(a)} seeds, {labels} labels")
+
+
+def gain_over_random(x_ND: ArrayLike, better_N: ArrayLike, active_N: ArrayLike, groups: Sequence[Hashable], *, seed: int,
+                     prior: float = 1.0, level: float = 0.95) -> ArmReport:
+    """Did choosing pay, by the labels that have come?  ValueError where they are too few to tell.
+
+    Labels of the random arm are held out, a fold of groups at a time; one head learns from n active labels, another from n of the
+    other random ones, n as large as both arms allow, and the held-out pairs tell which head is right more often: the mean of
+    REPEATS draws.  The interval is normal, with the variance over REPLICATES samples of whole groups with replacement (Efron 1979):
+    it knows that other labels to learn from would have given other heads.  It is somewhat too wide rather than too narrow.
+    """
+    x, better, active = np.asarray(x_ND, dtype=np.float64), np.asarray(better_N, dtype=np.float64), np.asarray(active_N, dtype=bool)
+    use = better != 0.5  # ties have no right side
+    arms = [np.flatnonzero(use & active), np.flatnonzero(use & ~active)]
+    if len(arms[1]) < LEAST_RANDOM or len(arms[0]) < LEAST_ACTIVE:
+        raise ValueError(f"too early to tell: {len(arms[0])} labels on chosen and {len(arms[1])} on random pairs with features; wanted "
+                         f"{LEAST_ACTIVE} and {LEAST_RANDOM} or more")
+    random, group = np.random.default_rng(seed), cluster_index(groups)
+    members = [[rows[group[rows] == g] for g in np.unique(group[rows])] for rows in arms]
+    if len(members[1]) < FOLDS or len(members[0]) < 2:
+        raise ValueError(f"too early to tell: the random pairs are of {len(members[1])} prompts; wanted {FOLDS} or more")
+    once = lambda rows: _gain_once(x, better, group, rows, random, prior)
+    draws = [once(arms) for _ in range(REPEATS)]
+    draw = lambda sets: np.concatenate([sets[i] for i in random.integers(len(sets), size=len(sets))])
+    between = np.var([once([draw(sets) for sets in members]) for _ in range(REPLICATES)], ddof=1)
+    within = np.var(draws, ddof=1)  # of drawing folds and labels alone, which stands in `between` too, and once in REPEATS in the mean
+    gain, spread = float(np.mean(draws)), float(np.sqrt(max(between - within, 0.0) + within / REPEATS))
+    half = float(norm.ppf(0.5 + level / 2)) * spread
+    out = Interval(estimate=gain, low=gain - half, high=gain + half, n=len(members[1]), level=level)
+    labels = min(len(arms[0]), len(arms[1]) * (FOLDS - 1) // FOLDS)
+    return _verdict(out, f"{len(arms[1])} held-out pairs, {labels} labels each")
+
+
+def _gain_once(x: NDArray, better: NDArray, group: NDArray, arms: Sequence[NDArray], random: np.random.Generator, prior: float) -> float:
+    """Accuracy of the active head minus that of the random one on held-out rows of the random arm, over all folds."""
+    fold = random.permutation(group.max() + 1) % FOLDS
+    gain = 0.0
+    for k in range(FOLDS):
+        held = arms[1][fold[group[arms[1]]] == k]
+        others = [rows[fold[group[rows]] != k] for rows in arms]  # no group is learned from and held out
+        n = min(map(len, others))
+        if len(held) and n:
+            by_active, by_random = (right(x[held] @ fit_head(x[rows], better[rows], prior=prior), better[held]).sum()
+                                    for rows in (random.permutation(each)[:n] for each in others))
+            gain += by_active - by_random
+    return gain / len(arms[1])
+
+
+def _verdict(out: Interval, of: str) -> ArmReport:
+    figures = f"{100 * out.estimate:+.1f} points of accuracy ({100 * out.low:+.1f} to {100 * out.high:+.1f}; {of})"
     if out.low > 0:
         return ArmReport(out, True, f"choosing beats random: {figures}")
     worse = "random beats choosing" if out.high < 0 else "choosing does not beat random"

@@ -118,10 +118,12 @@ class Disagreement(NamedTuple):
 # -- judgements -----------------------------------------------------------------------------------------------------
 
 
-def collected(db: Database, project: str, *, upto: int | None = None, withdrawn: bool = False) -> Iterator[Collected]:
+def collected(db: Database, project: str, *, upto: int | None = None, withdrawn: bool = False, special: bool | None = None,
+              person: str | None = None, least: int = 0) -> Iterator[Collected]:
     """Submissions that stand as of row `upto` of the log, in its order; `withdrawn`: those taken back, and the takings back, too.
 
-    What was erased is left out.
+    What was erased is left out.  special: only of gold and attention items, or only of the others; person: only theirs;
+    least: only of items with so many judgements.
     """
     later = submissions.alias()
     found = (select(submissions, contents.c.content, leases.c.purpose, items.c.special)
@@ -129,6 +131,12 @@ def collected(db: Database, project: str, *, upto: int | None = None, withdrawn:
              .join(items, items.c.id == submissions.c.item)
              .where(submissions.c.project == project, contents.c.content.is_not(None)).order_by(submissions.c.seq).limit(CHUNK))
     upto = (1 << 62) if upto is None else upto
+    if special is not None:
+        found = found.where(items.c.special == special)
+    if person is not None:
+        found = found.where(submissions.c.person == person)
+    if least:
+        found = found.where(items.c.done >= least)
     if not withdrawn:
         found = found.where(submissions.c.follows.is_(None), ~select(later.c.id).where(
             later.c.follows == submissions.c.id, later.c.seq <= upto).exists())
@@ -195,21 +203,23 @@ def written(db: Database, project: str, *, upto: int | None = None) -> list[Writ
 # -- how good and how far -------------------------------------------------------------------------------------------
 
 
-def gold_checks(db: Database, project: str, *, upto: int | None = None) -> list[GoldCheck]:
-    """Answers to gold and attention items, right or wrong.
+def gold_checks(db: Database, project: str, *, upto: int | None = None, person: str | None = None) -> list[GoldCheck]:
+    """Answers to gold and attention items (of one person), right or wrong.
 
     Gold is met when every expected question is answered to the same side (pair), with the same best (rank), within 1
     (rating), with the same verdicts (good_bad, safe_unsafe), or with the same text, flags or labels.  Attention: exactly.
     """
-    known = {item.id: item for item in iter_items(db, project) if item.gold is not None}
+    known = {item.id: item for item in iter_items(db, project, special=True) if item.gold is not None}
+    kinds_of: dict[str, dict[str, str]] = {}  # rubric -> question -> kind
     out = []
-    for each in collected(db, project, upto=upto):
+    for each in collected(db, project, upto=upto, special=True, person=person):
         item = known.get(each.item)
         if item is None or each.purpose != "judge":
             continue
-        with db.read() as conn:
-            rubric = find_rubric(conn, each.rubric)
-        kinds = {question.name: question.kind for question in rubric.questions}
+        if each.rubric not in kinds_of:
+            with db.read() as conn:
+                kinds_of[each.rubric] = {question.name: question.kind for question in find_rubric(conn, each.rubric).questions}
+        kinds = kinds_of[each.rubric]
         same = all(_meets(kinds.get(name, ""), expected, _unshown(kinds.get(name, ""), each.values.get(name), each.order),
                           exactly=item.attention) for name, expected in item.gold.items() if expected is not None)
         out.append(GoldCheck(item.id, each.person, same, item.attention, each.at))
@@ -295,10 +305,10 @@ def disagreements(db: Database, project: str) -> list[Disagreement]:
     """
     said: dict[tuple[str, str], dict[str, Any]] = {}
     settled = set()
-    for each in collected(db, project):
+    for each in collected(db, project, special=False, least=2):  # one judgement differs from nothing
         if each.purpose == "adjudicate":
             settled.add(each.item)
-        if each.special or each.purpose != "judge":
+        if each.purpose != "judge":
             continue
         for name, (kind, values) in _values(each).items():
             said.setdefault((each.item, name), {})[each.person] = (kind, values)

@@ -19,6 +19,7 @@ from tutelage.core.files import canonical_json, sha256_bytes
 from tutelage.core.words import Judgement, Prompt, Record, Response
 from tutelage.store import ledger, tables
 from tutelage.store.answers import Answers, check_answers, judgement_rows
+from tutelage.store.chat_settings import ChatSettings
 from tutelage.store.checks import MOST_ITEM, need_count, need_label, need_name, need_title, stored_json
 from tutelage.store.db import Database, clock
 from tutelage.store.rubrics import Rubric, find_rubric
@@ -44,6 +45,7 @@ class Settings:
     shuffle: bool = True  # draw the order of the answers for each person
     reveal: bool = False  # tell which model said what, after the vote
     open: bool = True  # closed: nothing is handed out, what is out may still be sent
+    chat: ChatSettings | None = None  # who answers in items of kind `chat`
 
     def __post_init__(self):
         need_count(self.overlap, "overlap", most=1000)
@@ -147,8 +149,10 @@ def create_project(db: Database, name: str, *, rubric: str, title: str = "", set
     """A new project.  `rubric`: "helpful@3", or a name for its newest version."""
     now = clock(now)
     with db.write() as conn:
+        asked, settings = find_rubric(conn, rubric), settings or Settings()
+        _need_answerable(settings, asked)
         project = Project(name=need_name(name, "a project"), title=need_title(title, "the title of a project"),
-                          rubric=find_rubric(conn, rubric).ref, settings=settings or Settings(), created=now)
+                          rubric=asked.ref, settings=settings, created=now)
         conn.execute(select(tables.head).with_for_update())  # two at once: the second sees the first
         if conn.execute(select(tables.projects.c.name).where(tables.projects.c.name == name)).first():
             raise UserError(f"a project {name} is there already; choose another name, or add items to it")
@@ -169,9 +173,18 @@ def change_project(db: Database, name: str, *, title: str | None = None, rubric:
             project = replace(project, rubric=find_rubric(conn, rubric).ref)
         if settings is not None:
             project = replace(project, settings=settings)
+        _need_answerable(project.settings, find_rubric(conn, project.rubric))
         conn.execute(update(tables.projects).where(tables.projects.c.name == name).values(_project_row(project)))
         ledger.append(conn, kind="project", actor=actor, subject=name, content=to_dict(project), now=clock(now))
     return project
+
+
+def _need_answerable(settings: Settings, rubric: Rubric) -> None:
+    """Chats with one checkpoint give one answer a turn: a question about two could never be answered."""
+    pair = next((question.name for question in rubric.questions if question.kind == "pair" and question.required), "")
+    if settings.chat and not settings.chat.b and pair:
+        raise UserError(f"question {pair} of rubric {rubric.ref} compares two answers, and the chat has one checkpoint; "
+                        "name a second one (b), or take a rubric about one answer, such as safety, ratings or good-bad")
 
 
 def load_project(db: Database, name: str) -> Project:
@@ -228,6 +241,10 @@ def _ready(project: Project, rubric: Rubric, item: Item) -> Item:
     """The item as it is stored: with its id, its project, and the overlap, language and skill that hold for it."""
     content = item_content(item)
     stored_json(content, "an item", most=MOST_ITEM)
+    if item.kind in ("prompt", "demonstration") and not any(
+            question.kind == "write" and question.name == item.kind for question in rubric.questions):
+        raise UserError(f"rubric {rubric.ref} has no question of kind write that is named {item.kind}, so nobody could write one; "
+                        "take the rubric write, or add that question")
     if item.gold is not None:
         check_answers(rubric, Answers(values=item.gold), kind=item.kind, shown=[each.text for each in item.responses], partly=True)
     key = item.id or sha256_bytes(canonical_json(
@@ -280,14 +297,17 @@ def find_item(conn: Connection, item_id: str) -> Item:
     return _item(conn, [row])[0]
 
 
-def iter_items(db: Database, project: str) -> Iterator[Item]:
-    """Items of a project in the order in which they were added, without those that were erased."""
+def iter_items(db: Database, project: str, *, special: bool | None = None) -> Iterator[Item]:
+    """Items of a project in the order in which they were added, without those that were erased; `special`: only gold and attention
+    items, or only the others."""
+    wanted = _items().where(tables.items.c.project == project).order_by(tables.items.c.place).limit(CHUNK)
+    if special is not None:
+        wanted = wanted.where(tables.items.c.special == special)
     after = 0
     while True:
         with db.read() as conn:
             find_project(conn, project)
-            rows = conn.execute(_items().where(tables.items.c.project == project, tables.items.c.place > after)
-                                .order_by(tables.items.c.place).limit(CHUNK)).mappings().all()
+            rows = conn.execute(wanted.where(tables.items.c.place > after)).mappings().all()
             page = _item(conn, [row for row in rows if row["content"] is not None])
         yield from page
         if not rows:

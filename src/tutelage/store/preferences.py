@@ -102,7 +102,8 @@ def fold(items: Mapping[str, Item], rows: Iterable[Collected], rubrics: Mapping[
                 said.take(asked.kind, asked.name, row.person, items[row.item], each)
     _fill(out, said, items, weigh)
     _add_written(out, texts, group_of)
-    seen = {prompt.id: prompt for prompt in [*out.prompts, *(i.prompt for i in items.values() if i.prompt and i.gold is None)]}
+    seen = {prompt.id: prompt for prompt in [*out.prompts, *(
+        i.prompt for i in items.values() if i.prompt and i.gold is None and i.kind != "chat")]}  # a chat's is a task for people
     out.prompts[:] = seen.values()
     return out
 

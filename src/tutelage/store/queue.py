@@ -199,8 +199,9 @@ def _lock_one(conn: Connection, kind: str, candidates: Select, now: float) -> st
     return None
 
 
-def _grant(conn: Connection, item: str, person: Person, project: Project, now: float, *, purpose: str = "judge") -> str:
-    """Lease an item: a new row, or the person's own expired one, with the order that it had."""
+def _grant(conn: Connection, item: str, person: Person, project: Project, now: float, *, purpose: str = "judge",
+           draw: str = "") -> str:
+    """Lease an item: a new row, or the person's own expired one, with the order that it had.  `draw`: drawn by this, not the item."""
     expires = now + project.settings.lease_seconds
     again = conn.execute(update(leases).where(leases.c.item == item, leases.c.person == person.name).values(
         granted=now, expires=expires, rubric=project.rubric).returning(leases.c.id)).scalar()
@@ -210,7 +211,7 @@ def _grant(conn: Connection, item: str, person: Person, project: Project, now: f
     # Blind and balanced: the draw depends on item and person alone, so a person sees the same order after any trouble.
     order = list(range(count))
     if project.settings.shuffle:
-        random.Random(chance("order", item, person.name)).shuffle(order)
+        random.Random(chance("order", draw or item, person.name)).shuffle(order)
     lease = secrets.token_hex(16)
     conn.execute(insert(leases).values(
         id=lease, item=item, person=person.name, project=project.name, purpose=purpose, shown=canonical_json(order),
@@ -325,7 +326,7 @@ def _store(conn: Connection, row: Any, key: str, answers: Answers, now: float) -
     content = {"item": item.id, "project": project.name, "lease": lease.id, "order": lease.order, "rubric": lease.rubric,
                "answers": answers.given(), "seconds": answers.seconds, "judgements": [each.to_dict() for each in rows]}
     _append(conn, lease, submission, key, "judgement", content, now, seconds=answers.seconds)
-    return Outcome(status="stored", submission=submission, lease=lease.id, judgements=rows, reveal=_reveal(project, shown))
+    return Outcome(status="stored", submission=submission, lease=lease.id, judgements=rows, reveal=_reveal(project, lease, shown))
 
 
 def _append(conn: Connection, lease: Lease, submission: str, key: str, kind: str, content: dict[str, Any], now: float, *,
@@ -344,8 +345,9 @@ def _count(conn: Connection, lease: Lease, more: int) -> None:
         conn.execute(update(items).where(items.c.id == lease.item).values(done=done, full=full))
 
 
-def _reveal(project: Project, shown: Sequence[Response]) -> tuple[str, ...]:
-    return tuple(response.policy for response in shown) if project.settings.reveal else ()
+def _reveal(project: Project, lease: Lease, shown: Sequence[Response]) -> tuple[str, ...]:
+    """A conversation goes on after its turns, with the same two behind the same letters."""
+    return tuple(response.policy for response in shown) if project.settings.reveal and lease.purpose != "turn" else ()
 
 
 def _repeat(conn: Connection, row: Any, before: Any) -> Outcome:
@@ -355,7 +357,7 @@ def _repeat(conn: Connection, row: Any, before: Any) -> Outcome:
     if text is not None:
         item = find_item(conn, row["item"])
         rows = tuple(Judgement.from_dict(each) for each in json.loads(text)["judgements"])
-        reveal = _reveal(find_project(conn, row["project"]), [item.responses[place] for place in json.loads(row["shown"])])
+        reveal = _reveal(find_project(conn, row["project"]), as_lease(row), [item.responses[place] for place in json.loads(row["shown"])])
     return Outcome(status="stored", submission=before.id, lease=row["id"], duplicate=True, judgements=rows, reveal=reveal)
 
 
@@ -456,11 +458,31 @@ def adjudicate(db: Database, item_id: str, person: str, *, now: float | None = N
         return _handed(conn, row)
 
 
+def turn_id(chat: str, number: int) -> str:
+    """The id of the item that is turn `number`, from 0, of a chat; `chat` is its lease."""
+    return f"{chat}.{number}"
+
+
+def chat_of(turn: str) -> str:
+    """The lease of the chat that an item is a turn of; empty for a turn of none.
+
+    >>> chat_of(turn_id("0a1b", 3)), chat_of("0a1b")
+    ('0a1b', '')
+    """
+    return turn.rpartition(".")[0]
+
+
 def add_turn(db: Database, project: str, person: str, *, prompt: Prompt, responses: Sequence[Response], kind: str = "pair",
-             now: float | None = None) -> Handed:
-    """A turn of a live chat: the answers just given become an item of their own, for this person, who judges them at once."""
+             chat: Handed | None = None, number: int = 0, now: float | None = None) -> Handed:
+    """A turn of a live chat: the answers just given become an item of their own, for this person, who judges them at once.
+
+    `chat` and `number`: the turn has its place in that chat, and the order of the answers is drawn once for the whole of it.
+    A turn that is there already stays as it was, and is handed back.
+    """
     now = clock(now)
-    item = Item(kind=kind, prompt=prompt, responses=tuple(responses), id=secrets.token_hex(16), project=project, overlap=1)
+    item = Item(kind=kind, prompt=prompt, responses=tuple(responses), project=project, overlap=1,
+                id=turn_id(chat.lease.id, number) if chat else secrets.token_hex(16), batch=chat.item.batch if chat else 0,
+                language=chat.item.language if chat else "", harms=chat.item.harms if chat else ())
     stored_json(item_content(item), "a turn", most=MOST_ITEM)
     with db.write() as conn:
         who, where = find_person(conn, person, lock=True), find_project(conn, project)
@@ -468,7 +490,19 @@ def add_turn(db: Database, project: str, person: str, *, prompt: Prompt, respons
             raise UserError(f"{person} cannot judge in {project}: " + (
                 "the project is closed" if who.can("annotate") else f"the role is {who.role}"))
         conn.execute(select(tables.head).with_for_update())
-        insert_items(conn, [item], actor=person, now=now)
-        conn.execute(update(items).where(items.c.id == item.id).values(full=True))  # nobody else gets it
-        lease = _grant(conn, item.id, who, where, now, purpose="turn")
-        return _handed(conn, conn.execute(select(leases).where(leases.c.id == lease)).mappings().one())
+        mine = select(leases).where(leases.c.item == item.id, leases.c.person == person)
+        if chat is None or conn.execute(mine).first() is None:
+            insert_items(conn, [item], actor=person, now=now)
+            conn.execute(update(items).where(items.c.id == item.id).values(full=True))  # nobody else gets it
+            _grant(conn, item.id, who, where, now, purpose="turn", draw=chat.item.id if chat else "")
+        return _handed(conn, conn.execute(mine).mappings().one())
+
+
+def left_in_batch(db: Database, person: str, project: str, batch: int, *, most: int = 100, now: float | None = None) -> int:
+    """Items of a batch that this person holds or may still get; counted up to `most`."""
+    with db.read() as conn:
+        who, where, at = find_person(conn, person), find_project(conn, project), clock(now)
+        held = [row["item"] for row in _held(conn, who, where, at)]
+        mine = conn.execute(select(func.count()).where(items.c.id.in_(held), items.c.batch == batch)).scalar_one()
+        free = _candidates(who, where, at, special=False).where(items.c.batch == batch).order_by(None).limit(most).subquery()
+        return min(mine + conn.execute(select(func.count()).select_from(free)).scalar_one(), most)

@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from tutelage.core.errors import UserError
+from tutelage.models.attention import quicken
 from tutelage.models.load import Loaded, load, save
 from tutelage.models.lora import add_lora, merge, save_adapter
 from tutelage.store.runs import versions
@@ -35,7 +36,7 @@ def load_trainable(
 ) -> Loaded:
     """A model whose trainable parameters require gradients: all of them, all above `frozen_layers`, or the adapters alone."""
     loaded = load(name, dtype=dtype, device=device)
-    model = loaded.model
+    model = quicken(loaded.model)
     model.requires_grad_(not lora.rank)
     if frozen_layers and lora.rank:
         raise UserError("frozen_layers is for full fine-tuning; with lora.rank above 0 the whole trunk is frozen already")

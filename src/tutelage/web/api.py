@@ -26,7 +26,7 @@ from tutelage.web.pages.projects import EXPORTS, as_item, lines
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": what} for status, what in {
         400: "Refused, with what was wrong", 401: "No token, or not one with this scope", 403: "Not in this person's role",
-        404: "Not there, or not yours"}.items()}
+        404: "Not there, or not yours", 429: "Too many calls with this token; the header Retry-After says how long to wait"}.items()}
 router = APIRouter(prefix="/api/v1", responses=ERRORS)
 Db = Annotated[Database, Depends(database)]
 ToRead, ToAsk = bearer("read", "read"), bearer("ask", "administer")

@@ -21,8 +21,9 @@ from tutelage.store.db import Database, open_database
 from tutelage.web import api, queue, texts
 from tutelage.web.assets import assets
 from tutelage.web.auth import Visit, posted, visit
+from tutelage.web.faults import in_words
 from tutelage.web.page import page
-from tutelage.web.pages import account, agreement, audit, home, people, projects, rubrics, signin
+from tutelage.web.pages import account, agreement, audit, chat, home, people, projects, rubrics, signin
 
 DATABASE = "TUTELAGE_DATABASE"  # environment variable that tells workers what to open
 MOST_BODY = 34_000_000  # bytes; one answer may be 8 million characters
@@ -44,7 +45,7 @@ def create_app(db: Database) -> FastAPI:
     app = FastAPI(title="Tutelage", version=__version__, docs_url=None, redoc_url=None, openapi_url=None,
                   description="Items, judgements and projects, for programs. Sign in with a token of the page Account.")
     app.state.db = db
-    for part in (signin, home, account, queue, projects, people, rubrics, agreement, audit, api):
+    for part in (signin, home, account, queue, chat, projects, people, rubrics, agreement, audit, api):
         app.include_router(part.router)
     app.add_api_route("/static/{digest}/{name}", _static, include_in_schema=False)
     app.add_api_route("/favicon.ico", lambda: _static("", "icon.svg"), include_in_schema=False)
@@ -139,9 +140,12 @@ def _invalid(request: Request, error: RequestValidationError) -> Response:
 
 
 def _answer(request: Request, status: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    if _for_program(request):
+    if request.url.path.startswith("/api/"):
         return JSONResponse(_error(status, message), status, headers)
     seen = _visit(request)
+    message = in_words(message, seen.t)
+    if _for_program(request):
+        return JSONResponse(_error(status, message), status, headers)
     known = f"error.{status}" if f"error.{status}" in texts.catalogue("en") else "error.400"
     return page(seen, "error.html", status=status, headers=headers, heading=seen.t(known), message=message)
 

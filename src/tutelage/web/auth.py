@@ -5,7 +5,10 @@ sends it as the header x-csrf.  Before there is a session (signing in) the brows
 asked instead: Sec-Fetch-Site, or Origin.
 """
 
+import hashlib
 import secrets
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -25,6 +28,7 @@ COOKIE = "tutelage_session"
 THEMES = ("auto", "light", "dark", "contrast")
 YEAR = 365 * 86400
 TRIES, WINDOW = 30, 60.0  # sign-ins from one address in so many seconds
+API_CALLS = 600  # of one token in a minute, at each of the server's processes
 
 
 @dataclass(slots=True)
@@ -135,14 +139,13 @@ def same_origin(request: Request) -> bool:
     if site is not None:
         return site in ("same-origin", "none")
     origin = request.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == request.headers.get("host", "")
+    return origin is None or origin.partition("://")[2] == request.headers.get("host")
 
 
 def inside(path: str) -> str:
     """An address on this site to go on to, or the first page: nobody is sent elsewhere by a link."""
-    parts = urlsplit(path)
-    right = path.startswith("/") and not path.startswith("//") and "\\" not in path and not parts.netloc and path.isprintable()
-    return path if right else "/"
+    right = path.startswith("/") and not path.startswith("//") and "\\" not in path and path.isprintable()
+    return path if right and not urlsplit(path).netloc else "/"  # asked last: urlsplit refuses "http://["
 
 
 def begin(visit: Visit, person: Person, answer: Callable[[], Response]) -> Response:
@@ -167,12 +170,32 @@ def limit(visit: Visit, what: str, *, tries: int = TRIES, seconds: float = WINDO
 
 # -- programs -------------------------------------------------------------------------------------------------------
 
+class Calls:
+    """How often each token called in this minute.  In memory: counting in the database would make every read a write."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self.clock, self.lock, self.minute, self.counts = clock, threading.Lock(), 0, dict[str, int]()
+
+    def wait(self, token: str) -> int:
+        """Count a call.  Seconds until the next one may come; 0: this one may."""
+        now = self.clock()
+        key = hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+        with self.lock:
+            if int(now // WINDOW) != self.minute:
+                self.minute, self.counts = int(now // WINDOW), {}
+            self.counts[key] = count = self.counts.get(key, 0) + 1
+        return 0 if count <= API_CALLS else int(WINDOW - now % WINDOW) + 1
+
+
+CALLS = Calls()
 BEARER = HTTPBearer(auto_error=False, description="An API token of yours, from the page Account")
 
 
 def bearer(scope: str, action: str) -> Any:
     """A dependency for the API: the person behind a token with this scope, whose role may do this."""
     def check(request: Request, token: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]) -> Person:
+        if token and (wait := CALLS.wait(token.credentials)):
+            raise HTTPException(429, f"more than {API_CALLS} calls in a minute; wait {wait} s", headers={"retry-after": str(wait)})
         person = signin.find_token(database(request), token.credentials, scope=scope) if token else None
         if person is None:
             raise HTTPException(401, f"send an API token with the scope {scope!r} as `Authorization: Bearer ...`",

@@ -11,12 +11,13 @@ from markupsafe import Markup
 from tutelage.web import render, texts
 from tutelage.web.assets import digest
 from tutelage.web.auth import THEMES, Visit
+from tutelage.web.faults import language_of
 
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True,
                         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 TEMPLATES.globals.update(languages=texts.LANGUAGES, themes=THEMES)
 TEMPLATES.filters.update(
-    markdown=render.rendered, raw=render.raw, visible=render.visible,
+    markdown=render.rendered, raw=render.raw, visible=render.visible, lang_of=language_of,
     when=lambda seconds: time.strftime("%Y-%m-%d %H:%M", time.gmtime(seconds)), percent=lambda share: f"{100 * share:.0f} %")
 
 

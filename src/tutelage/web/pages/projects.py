@@ -1,9 +1,10 @@
 """Projects: how far they are, how they hand out their items, new items, exports."""
 
 import json
+import secrets
 from collections.abc import Iterator
-from dataclasses import fields
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 from fastapi import APIRouter
 from fastapi.responses import RedirectResponse, StreamingResponse
@@ -11,9 +12,11 @@ from starlette.datastructures import FormData
 from starlette.responses import Response
 
 from tutelage.core.errors import UserError
-from tutelage.core.words import Prompt
+from tutelage.core.words import Message, Prompt
 from tutelage.core.words import Response as Answer
+from tutelage.remote.address import read_address
 from tutelage.store import collected, ledger
+from tutelage.store.chat_settings import ChatSettings
 from tutelage.store.db import Database
 from tutelage.store.feedback import (
     Item,
@@ -31,6 +34,9 @@ from tutelage.web.page import page
 
 router = APIRouter(include_in_schema=False)
 EXPORTS = ("judgements", "items", "written")
+OPEN_KINDS = ("chat", "prompt")  # items that may begin with nothing
+MOST_OPEN = 1000  # of them, made at once
+S = TypeVar("S")
 
 
 @router.get("/projects")
@@ -42,7 +48,7 @@ def projects(visit: Reader) -> Response:
 @router.post("/projects")
 def create(visit: Admin, form: Checked) -> Response:
     name = text(form, "name").strip()
-    create_project(visit.db, name, rubric=text(form, "rubric"), title=text(form, "title").strip(), settings=_settings(form),
+    create_project(visit.db, name, rubric=text(form, "rubric"), title=text(form, "title").strip(), settings=_filled(Settings(), form),
                    actor=visit.name)
     return RedirectResponse(f"/projects/{name}", 303)
 
@@ -51,35 +57,70 @@ def create(visit: Admin, form: Checked) -> Response:
 def project(project: str, visit: Reader) -> Response:
     where = load_project(visit.db, project)
     return page(visit, "project.html", project=where, progress=collected.progress(visit.db, project),
-                settings=_shown(where.settings), rubrics=list_rubrics(visit.db), exports=EXPORTS)
+                settings=_shown(where.settings), chat=_shown(where.settings.chat or NO_CHAT), rubrics=list_rubrics(visit.db),
+                exports=EXPORTS, open_kinds=OPEN_KINDS, most_open=MOST_OPEN)
 
 
 @router.post("/projects/{project}")
 def change(project: str, visit: Admin, form: Checked) -> Response:
-    change_project(visit.db, project, title=text(form, "title").strip(), rubric=text(form, "rubric"), settings=_settings(form),
+    settings = _filled(load_project(visit.db, project).settings, form)
+    change_project(visit.db, project, title=text(form, "title").strip(), rubric=text(form, "rubric"), settings=settings,
                    actor=visit.name)
     return RedirectResponse(f"/projects/{project}", 303)
 
 
-def _shown(settings: Settings) -> list[tuple[str, Any]]:
-    return [(each.name, getattr(settings, each.name)) for each in fields(Settings)]
+@router.post("/projects/{project}/chat")
+def change_chat(project: str, visit: Admin, form: Checked) -> Response:
+    """Who answers in this project's chats; without an address nobody does."""
+    chat = _filled(NO_CHAT, form) if text(form, "a").strip() else None
+    for address, _ in chat.engines if chat else ():
+        read_address(address)
+    settings = replace(load_project(visit.db, project).settings, chat=chat)
+    change_project(visit.db, project, settings=settings, actor=visit.name)
+    return RedirectResponse(f"/projects/{project}#chat", 303)
 
 
-def _settings(form: FormData) -> Settings:
-    """The settings of a form.  UserError names the one that is no number."""
+NO_CHAT = ChatSettings(a="http://127.0.0.1:8000/v1#model")  # what the form begins with, where nothing is set
+
+
+def _shown(settings: Settings | ChatSettings) -> list[tuple[str, Any]]:
+    return [(each.name, "" if settings is NO_CHAT and each.name == "a" else getattr(settings, each.name))
+            for each in fields(settings) if each.name != "chat"]
+
+
+def _filled(before: S, form: FormData) -> S:
+    """Settings with what a form says.  UserError names the one that is no number."""
     values: dict[str, Any] = {}
-    for each in fields(Settings):
-        given = text(form, each.name).strip()
-        if isinstance(each.default, bool):
-            values[each.name] = given == "yes"
-        elif isinstance(each.default, str):
-            values[each.name] = given
+    for name, old in ((name, getattr(before, name)) for name, _ in _shown(before)):
+        given = text(form, name).strip()
+        if isinstance(old, bool):
+            values[name] = given == "yes"
+        elif isinstance(old, str):
+            values[name] = given
         elif given:
             try:
-                values[each.name] = type(each.default)(given)
+                values[name] = type(old)(given)
             except (ValueError, OverflowError) as error:
-                raise UserError(f"{each.name} is a number, such as {each.default}; got {given[:40]!r}") from error
-    return Settings(**values)
+                raise UserError(f"{name} is a number, such as {old}; got {given[:40]!r}") from error
+    return replace(before, **values)
+
+
+@router.post("/projects/{project}/open")
+def add_open(project: str, visit: Admin, form: Checked) -> Response:
+    """Conversations to be had and prompts to be written: so many of them, or one for each line that says what to try."""
+    kind, count = text(form, "kind"), text(form, "count").strip() or "0"
+    tasks = [line.strip() for line in text(form, "tasks").split("\n") if line.strip()]
+    if kind not in OPEN_KINDS:
+        raise UserError(f"items that begin with nothing are of kind {' or '.join(OPEN_KINDS)}; got {kind[:40]!r}")
+    if not count.isdecimal() or len(count) > 9 or not 0 < int(count) + len(tasks) <= MOST_OPEN:
+        raise UserError(f"1 to {MOST_OPEN} items at once; got {count[:40]!r} and {len(tasks)} lines")
+    if kind == "prompt" and tasks:
+        raise UserError("lines that say what to try are for conversations; give the number of prompts to be written")
+    # each with an id of its own: items that say the same would be one
+    items = [Item(kind=kind, id=secrets.token_hex(16)) for _ in range(int(count))]
+    items += [Item(kind=kind, prompt=Prompt(messages=(Message(role="user", text=line),))) for line in tasks]
+    add_items(visit.db, project, items, actor=visit.name)
+    return RedirectResponse(f"/projects/{project}", 303)
 
 
 @router.post("/projects/{project}/items")

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from tutelage.core.errors import UserError
 from tutelage.store import signin
 from tutelage.web.auth import COOKIE, THEMES, AnyVisit, Checked, Form, SignedIn, Visit, begin, inside, limit, set_cookie, text
+from tutelage.web.faults import in_words
 from tutelage.web.page import page
 from tutelage.web.texts import LANGUAGES
 
@@ -55,7 +56,7 @@ def password(visit: AnyVisit, form: Form) -> Response:
         limit(visit, "signin")
         person = signin.check_password(visit.db, text(form, "name").strip(), text(form, "password"))
     except UserError as error:
-        return page(visit, "signin.html", status=401, next=path, kept=kept, fault=str(error))
+        return page(visit, "signin.html", status=401, next=path, kept=kept, fault=in_words(str(error), visit.t))
     fields = _unpacked(kept)
     return begin(visit, person, (lambda: page(visit, "send.html", path=path, fields=fields)) if fields
                  else lambda: RedirectResponse(path, 303))
@@ -73,7 +74,7 @@ def use_link(secret: str, visit: AnyVisit, form: Form) -> Response:
         limit(visit, "signin")
         person = signin.use_link(visit.db, secret)
     except UserError as error:
-        return page(visit, "link.html", status=401, secret="", fault=str(error))
+        return page(visit, "link.html", status=401, secret="", fault=in_words(str(error), visit.t))
     return begin(visit, person, lambda: RedirectResponse("/" if person.has_password else "/account#password", 303))
 
 

@@ -83,6 +83,8 @@ function send(path, body, note) {
 }
 
 function submit() {
+  const chat = card.form.querySelector("a[href^='/chat/']");
+  if (chat) return chat.click(); // a conversation is had on its own page
   const fault = card.fault();
   if (fault) {
     tell(fault.message);
@@ -166,6 +168,7 @@ async function load() {
   ready.push(...offer.items.map((item) => parsed(item.html)).filter((element) => !here.has(idOf(element))));
   ready.length = Math.min(ready.length, AHEAD + 2);
   document.querySelector("#progress").textContent = say(offer.left === null ? words.today : words.today_left, offer);
+  document.querySelector("#batch").textContent = offer.batch;
   finished = Boolean(offer.reason) && !outbox.all().length;
   if (!card && ready.length) next();
   else if (!card && finished) location.assign(`/annotate/${project}`);
@@ -180,7 +183,7 @@ const skipper = () => slot.querySelector(".skipper");
 const LETTERS = {
   s: () => { const box = skipper(); if (box) { box.open = true; box.querySelector("[data-act=skip]").focus(); } },
   u: takeBack, e: () => card.edit && card.takeText(true), f: () => card.toSafety(), r: () => card.openReason(),
-  m: () => card.toggle("raw"), d: () => card.toggle("diff"), g: () => panel("guidelines"), "?": () => panel("help"),
+  m: () => card.toggle("raw"), d: () => card.toggle("diff"), "[": () => card.tab(0), "]": () => card.tab(1), g: () => panel("guidelines"), "?": () => panel("help"),
   Backspace: () => card.back(),
 };
 const typing = (element) => element.matches?.("textarea:not(.source), select, input:not([type=radio], [type=checkbox])");
@@ -231,6 +234,7 @@ slot.addEventListener("submit", (event) => {
 slot.addEventListener("click", (event) => {
   const act = event.target.closest("button[type=button]")?.dataset.act;
   if (act === "raw" || act === "diff") card.toggle(act);
+  if (act === "tab") card.tab(event.target.closest("button").dataset.tab);
   if (act === "edit") card.takeText(true);
 });
 

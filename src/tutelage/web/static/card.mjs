@@ -119,6 +119,16 @@ export class Card {
     this.update();
   }
 
+  /** Which of two answers is shown where there is room for one. */
+  tab(at) {
+    const answers = this.element.querySelector(".answers.n2");
+    if (!answers) return;
+    answers.dataset.tab = at;
+    for (const button of this.element.querySelectorAll(".tabs button")) button.setAttribute("aria-pressed", String(button.dataset.tab === String(at)));
+    const tabs = this.element.querySelector(".tabs");
+    if (tabs.offsetHeight && answers.getBoundingClientRect().top < 0) tabs.scrollIntoView({ block: "start" });
+  }
+
   // -- raw text and differences
 
   toggle(what) {
