@@ -314,7 +314,7 @@ def through_torch(hidden, weight_VD, target, weight_N, temperature):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("entropy", [True, False])
-@pytest.mark.parametrize("chunk", [4, 1000])
+@pytest.mark.parametrize("chunk", [1, 4, 1000])
 def test_a_head_of_one_trained_matrix_gives_both_gradients(chunk, entropy, temperature):
     hidden, target, head = problem(seed=5, dtype=torch.float32)
     matrix = (head.weight.detach() * 3).requires_grad_()

@@ -91,9 +91,8 @@ def _matrix(head: Callable[[Tensor], Tensor], entropy_grad: bool) -> Tensor | No
 
 
 def _trained(head: Callable[[Tensor], Tensor], entropy_grad: bool) -> Tensor | None:
-    if not hasattr(head, "parameter") or not torch.is_grad_enabled() or not head.trained or entropy_grad:
-        return None
-    return head.parameter()
+    """Asked where there is no way by a matrix without a gradient: the matrix learns, or the entropy has a gradient, too."""
+    return None if entropy_grad or not hasattr(head, "parameter") else head.parameter()
 
 
 def _softmax(logits_nV: Tensor, target_n: Tensor, entropy: bool, graded: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,7 +154,7 @@ class _TrainedMatrix(torch.autograd.Function):
         slope_NV = torch.empty(count, len(weight_VD), dtype=weight_VD.dtype, device=hidden_ND.device)
         matrix_VD = weight_VD.float()
         for start in range(0, count, chunk):
-            at = slice(start, min(start + chunk, count))
+            at = slice(start, start + chunk)
             logits_nV = (hidden_ND[at].float() / temperature) @ matrix_VD.T
             logp_N[at], entropy_N[at], norm_n = _softmax(logits_nV, target_N[at], entropy, True)
             torch.div(logits_nV, -norm_n[:, None], out=logits_nV)
