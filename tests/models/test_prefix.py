@@ -1,12 +1,14 @@
 """Rows that share a beginning: the same hidden states and gradients as each row alone, from fewer tokens."""
 
+import copy
 import random
 
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from tutelage.models.prefix import can_share, families, hidden_states
+from tutelage.models.attention import quicken
+from tutelage.models.prefix import can_share, families, hidden_states, pads
 
 SMALL = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 64}
@@ -118,3 +120,37 @@ def test_a_trunk_of_another_kind_gets_the_rows_as_they_are():
     counting = Counting(gpt2)
     hidden_states(counting, *batch(ROWS))
     assert counting.seen == batch(ROWS)[0].numel()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_rows_in_one_row_without_padding_give_the_same_states_and_gradients(kind, checkpointing):
+    plain = trunk(kind).double()
+    quick = copy.deepcopy(plain)
+    quicken(quick)
+    assert pads(plain) and not pads(quick)
+    if checkpointing:
+        quick.train()
+        quick.activation_checkpointing_enable() if hasattr(quick, "activation_checkpointing_enable") else (
+            quick.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False}))
+    token_BT, real_BT = batch(ROWS)
+    weight_BTD = torch.randn(*token_BT.shape, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = []
+    for net in (plain, quick):
+        counting = Counting(net)
+        hidden_BTD = hidden_states(counting, token_BT, real_BT)
+        ((hidden_BTD * weight_BTD)[real_BT]).sum().backward()
+        found.append((hidden_BTD[real_BT], torch.cat([p.grad.flatten() for p in net.parameters()]), counting.seen))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-7, atol=1e-9)
+    # the two prompts once each, what follows them, and the row of its own: no padding
+    assert found[1][2] == (10 + 3 + 2) + (9 + 1 + 5) + 2 and found[1][2] < found[0][2]
+
+
+def test_rows_without_padding_do_not_see_one_another():
+    quick = quicken(trunk("llama").double())
+    token_BT, real_BT = batch([[1, 2, 3], [4, 5, 6, 7]])
+    both = hidden_states(quick, token_BT, real_BT)
+    token_BT[0, :3] = torch.tensor([9, 9, 9])
+    changed = hidden_states(quick, token_BT, real_BT)
+    assert torch.equal(both[1], changed[1]) and not torch.equal(both[0, :3], changed[0, :3])

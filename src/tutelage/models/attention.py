@@ -8,10 +8,14 @@ made one by one, for a few rows at a time so that the scores stay in the cache; 
 where positions stand elsewhere, so keys and values are not copied.  Scores are in the weights' type with a float32 softmax
 inside, as torch's are.  Above KEEP positions the probabilities are made again in the backward pass and not kept.
 
+Rows of several lengths need no padding: they may stand one after the other in one row, with `segments` saying where each begins and
+what its tokens may look at (models/prefix.py).  Then every other layer works on real tokens alone.
+
 Any call that this file does not know (a cache, dropout, other shapes, another device) goes to transformers' own `sdpa`.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +27,30 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 NAME = "tutelage"
 KEEP = 256  # positions: up to here the probabilities are kept for the backward pass (2 B Q T T bytes a layer in bfloat16)
 AT_ONCE = 2**19  # scores that are worked on at a time: 1 MB in bfloat16
+
+
+class Segment(NamedTuple):
+    """A stretch of a row in which tokens look at one another and at no others."""
+
+    begin: int
+    end: int
+    bias: Tensor  # [T, T], added to its scores: 0 or the lowest number
+
+
+class Segments(list[Segment]):
+    """All of a row, in order.  A type of its own, so that nothing looks into it on its way through the layers."""
+
+
+def segments(lengths: Sequence[int], masks: Sequence[Tensor | None], dtype: torch.dtype) -> Segments:
+    """Segments one after the other.  masks: bool [T, T], True where a token may look; None = causal."""
+    out, begin, causal = Segments(), 0, {}
+    for length, mask in zip(lengths, masks, strict=True):
+        if mask is None and length not in causal:
+            causal[length] = _bias(None, length, dtype)[0]
+        bias = causal[length] if mask is None else _bias(mask[None, None], length, dtype)[0]
+        out.append(Segment(begin, begin + length, bias))
+        begin += length
+    return out
 
 
 def quicken(model: PreTrainedModel) -> PreTrainedModel:
@@ -39,6 +67,9 @@ def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attenti
 
     attention_mask: None (causal), or [B or 1, 1, T, T], bool (True: may be looked at) or added to the scores.
     """
+    if more.get("segments") is not None:
+        scale = query.shape[3] ** -0.5 if scaling is None else scaling
+        return _InSegments.apply(query, key, value, more["segments"], scale), None
     length = query.shape[2]
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     known = (query.device.type == "cpu" and query.dtype == key.dtype and length > 1 and length == key.shape[2] and not dropout
@@ -109,6 +140,50 @@ class _Attention(torch.autograd.Function):
             torch.matmul(grad_score, key[at], out=grad_query[at])
             torch.matmul(grad_score.transpose(2, 3), query[at], out=grad_key[at])
         return grad_query.mul_(ctx.scale).view(grad_BQTD.shape), grad_key, grad_value, None, None
+
+
+class _InSegments(torch.autograd.Function):
+    """query [1, Q, N, D], key and value [1, H, N, D] -> [1, N, Q, D]."""
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor, among: Segments, scale: float) -> Tensor:
+        heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[3]
+        groups = heads // kv_heads
+        out = query.new_empty(1, query.shape[2], heads, size)
+        kept: list[Tensor | None] = []
+        graded = any(ctx.needs_input_grad)
+        for begin, end, bias in among:
+            weight = _probabilities(*_stretch(query, key, begin, end, scale), bias[None], (kv_heads, groups))
+            seen = torch.matmul(weight, value[:, :, begin:end])
+            out[0, begin:end] = seen.view(heads, end - begin, size).transpose(0, 1)
+            kept.append(weight if graded and end - begin <= KEEP else None)
+        ctx.save_for_backward(query, key, value, *kept)
+        ctx.among, ctx.scale, ctx.heads = among, scale, (kv_heads, groups)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        query, key, value, *kept = ctx.saved_tensors
+        kv_heads, groups = ctx.heads
+        grads = [torch.empty_like(each.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2) for each in (query, key, value)]
+        for (begin, end, bias), weight in zip(ctx.among, kept, strict=True):
+            length = end - begin
+            queries, keys = _stretch(query, key, begin, end, ctx.scale)
+            if weight is None:
+                weight = _probabilities(queries, keys, bias[None], ctx.heads)
+            up = grad[0, begin:end].transpose(0, 1).reshape(1, kv_heads, groups * length, -1)
+            grads[2][:, :, begin:end] = torch.matmul(weight.transpose(2, 3), up)
+            grad_weight = torch.matmul(up, value[:, :, begin:end].transpose(2, 3))
+            grad_score = torch._softmax_backward_data(grad_weight, weight, -1, weight.dtype)
+            grads[0][:, :, begin:end] = torch.matmul(grad_score, keys).mul_(ctx.scale).view(1, kv_heads * groups, length, -1)
+            grads[1][:, :, begin:end] = torch.matmul(grad_score.transpose(2, 3), queries)
+        return *grads, None, None
+
+
+def _stretch(query: Tensor, key: Tensor, begin: int, end: int, scale: float) -> tuple[Tensor, Tensor]:
+    """Scaled queries [1, H, G T, D] and keys [1, H, T, D] of a segment."""
+    kv_heads, size = key.shape[1], key.shape[3]
+    return (query[:, :, begin:end] * scale).reshape(1, kv_heads, -1, size), key[:, :, begin:end]
 
 
 def _parts(rows: int, scores: int) -> list[slice]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tutelage.models.attention import NAME
+from tutelage.models.attention import NAME, segments
 
 PLAIN = frozenset({"llama", "qwen2", "qwen3", "mistral"})  # full causal attention where no window is set
 SHARES = (0.4, 0.7)  # of a row that the family's common beginning must be, at least: a system prompt alone is not worth a tree
@@ -39,6 +39,11 @@ def can_share(trunk: nn.Module) -> bool:
             and getattr(config, "_attn_implementation", "") in ("sdpa", NAME) and not _window(config))
 
 
+def pads(trunk: Any) -> bool:
+    """Whether rows of several lengths are padded on their way through `trunk`."""
+    return not (can_share(trunk) and trunk.config._attn_implementation == NAME)
+
+
 def _window(config: Any) -> bool:
     return bool(getattr(config, "sliding_window", None)) and getattr(config, "use_sliding_window", True)
 
@@ -50,6 +55,8 @@ def hidden_states(trunk: Callable[..., Any], token_BT: Tensor, real_BT: Tensor |
     """
     if real_BT is not None and len(token_BT) > 1 and can_share(trunk):
         found = families(token_BT, real_BT)
+        if not pads(trunk):
+            return _one_row(trunk, token_BT, real_BT.sum(1).tolist(), found)
         if len(found) < len(token_BT):
             return _through_trees(trunk, token_BT, real_BT.sum(1).tolist(), found)
     # right padding under causal attention needs no mask: real tokens never look right
@@ -84,6 +91,33 @@ def _gathered(alike: Sequence[int], lengths: Sequence[int], *, share: float, roo
         else:
             out.append(Family([row], lengths[row]))
     return out
+
+
+def _one_row(trunk: nn.Module, token_BT: Tensor, lengths: Sequence[int], found: Sequence[Family]) -> Tensor:
+    """All trees one after the other in one row, without padding; each looks at itself alone (models/attention.py)."""
+    tokens, positions, masks, sizes, place_BT = [], [], [], [], torch.zeros_like(token_BT)
+    at = 0
+    for rows, common in found:
+        tree = at
+        tokens.append(token_BT[rows[0], :common])
+        positions.append(torch.arange(common))
+        branches = [torch.zeros(common, dtype=torch.int64)]
+        at += common
+        for branch, row in enumerate(rows, start=1):
+            own = lengths[row] - common
+            tokens.append(token_BT[row, common:lengths[row]])
+            positions.append(torch.arange(common, lengths[row]))
+            branches.append(torch.full((own,), branch))
+            place_BT[row, :common] = torch.arange(tree, tree + common)
+            place_BT[row, common:lengths[row]] = torch.arange(at, at + own)
+            at += own
+        sizes.append(at - tree)
+        masks.append(None if len(rows) == 1 else _sees(torch.cat(branches)[None])[0, 0])
+    dtype = next(trunk.parameters()).dtype
+    # a mask of four dimensions is handed through as it is; what is looked at is said by the segments
+    hidden_1ND = trunk(input_ids=torch.cat(tokens)[None], position_ids=torch.cat(positions)[None], use_cache=False,
+                       attention_mask=torch.empty(1, 1, 0, 0), segments=segments(sizes, masks, dtype)).last_hidden_state
+    return hidden_1ND[0][place_BT]
 
 
 def _through_trees(trunk: Callable[..., Any], token_BT: Tensor, lengths: Sequence[int], found: Sequence[Family]) -> Tensor:

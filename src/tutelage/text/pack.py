@@ -20,19 +20,29 @@ def epochs_of_steps(count: int, *, rows_per_step: int, epochs: int, seed: int) -
             yield order[start:start + rows_per_step]
 
 
-def micro_batches(lengths: Sequence[int], *, token_budget: int) -> list[list[int]]:
+def micro_batches(lengths: Sequence[int], *, token_budget: int, padded: bool = True) -> list[list[int]]:
     """Positions into `lengths`, longest first, such that rows x longest <= token_budget (a single row may exceed it).
+
+    padded: whether rows are padded to the longest; where they are not (models/prefix.py), the sum of the lengths counts.
 
     >>> micro_batches([5, 1, 4, 2], token_budget=10)
     [[0, 2], [3, 1]]
+    >>> micro_batches([5, 1, 4, 2], token_budget=12, padded=False)
+    [[0, 2, 3, 1]]
     """
     order = sorted(range(len(lengths)), key=lambda at: (-lengths[at], at))
     out: list[list[int]] = []
+    sizes: list[int] = []
     for at in order:
-        if out and (len(out[-1]) + 1) * lengths[out[-1][0]] <= token_budget:
+        grown = 0
+        if out:
+            grown = (len(out[-1]) + 1) * lengths[out[-1][0]] if padded else sizes[-1] + lengths[at]
+        if out and grown <= token_budget:
             out[-1].append(at)
+            sizes[-1] += lengths[at]
         else:
             out.append([at])
+            sizes.append(lengths[at])
     return out
 
 

@@ -14,6 +14,7 @@ from tutelage.core.protocols import Progress, silent
 from tutelage.core.words import Example
 from tutelage.models.heads import decoder_and_head
 from tutelage.models.load import Loaded
+from tutelage.models.prefix import pads
 from tutelage.store.runs import Run, begin_or_reopen
 from tutelage.text.mask import Row, rows_of
 from tutelage.text.pack import micro_batches
@@ -66,7 +67,8 @@ class SFTTask:
     def _losses(self, rows: list[Row], normaliser: str) -> Iterator[Micro]:
         # the first token of a row has no predecessor: its weight cannot count
         divide_by = normalisers(normaliser, [sum(row.weights[1:]) for row in rows])
-        for group in micro_batches([len(row.token_ids) for row in rows], token_budget=self.config.loop.token_budget):
+        lengths = [len(row.token_ids) for row in rows]
+        for group in micro_batches(lengths, token_budget=self.config.loop.token_budget, padded=pads(self.decoder)):
             batch = collate([rows[i] for i in group], device=self.device)
             out = forward(self.decoder, self.head, batch.token_BT, batch.acted_BT, chunk=self.config.chunk, entropy=False)
             nll_BT = -out.logp_BT * batch.weight_BT
