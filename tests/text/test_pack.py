@@ -6,6 +6,13 @@ from hypothesis import strategies as st
 from tutelage.text.pack import epochs_of_steps, micro_batches
 
 
+def test_micro_batches_without_padding_count_the_tokens_that_are_there():
+    assert micro_batches([5, 1, 4, 2], token_budget=12, padded=False) == [[0, 2, 3, 1]]
+    assert micro_batches([5, 1, 4, 2], token_budget=11, padded=False) == [[0, 2, 3], [1]]
+    assert micro_batches([5, 1, 4, 2], token_budget=8, padded=False) == [[0], [2, 3, 1]]
+    assert micro_batches([9, 8, 7], token_budget=4, padded=False) == [[0], [1], [2]]  # a row longer than the budget goes alone
+
+
 def test_micro_batches_by_hand():
     # longest first: 5 and 4 fit into 10 (2 x 5), 2 would make it 15; then 2 and 1
     assert micro_batches([5, 1, 4, 2], token_budget=10) == [[0, 2], [3, 1]]

@@ -142,7 +142,7 @@ def reckon(plan: Plan, found: Trial, settings: dict[str, Any], *, fits: bool) ->
     if loop is not None:
         row = step / min(loop.rows_per_step, found.rows)
         per_epoch = math.ceil(count / loop.rows_per_step)
-        evaluations = 1 + steps // (loop.eval_every or per_epoch)
+        evaluations = 1 + math.ceil(steps / (loop.eval_every or per_epoch))  # before the first step, and after the last one too
         seconds += evaluations * len(plan.rows.splits["val"]) * row * EVALUATION
         if _asks_beforehand(plan.config):
             seconds += (count + len(plan.rows.splits["val"])) * row * EVALUATION
