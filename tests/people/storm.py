@@ -98,16 +98,21 @@ class Annotator:
         answers = [self.door.ask("submit", **request)]
         answers += [second.result()] if second else [self.door.ask("submit", **request)] if twice else []
         self.count("sent twice", len(answers) - 1)
-        if len({(each["status"], each["submission"]) for each in answers}) > 1:
+        stored = [each for each in answers if each["status"] == "stored"]
+        # what came too late is not kept: sent again it is taken if there is room by then, because a lease on the item has expired
+        # meanwhile; what was stored is kept, and no later answer may say anything else
+        fickle = len(stored) not in (0, len(answers)) and {each["status"] for each in answers} != {"stored", "late"}
+        forgotten = second is None and stored and answers[-1]["status"] != "stored"
+        if fickle or forgotten or len({each["submission"] for each in stored}) > 1 or len({each["status"] for each in answers}) > 2:
             raise Fault(f"{key} was sent twice and told two things: {answers}")
-        status = answers[0]["status"]
-        self.count(status)
-        if status != "stored":
+        if not stored:
+            self.count(answers[0]["status"])
             return None
-        if len(answers) > 1 and all(not each["duplicate"] for each in answers):
+        self.count("stored")
+        if len(stored) > 1 and all(not each["duplicate"] for each in stored):
             raise Fault(f"{key} was sent twice and stored twice: {answers}")
         with self.told.lock:
-            self.told.stored[key] = {**request, "item": handed["item"], "submission": answers[0]["submission"]}
+            self.told.stored[key] = {**request, "item": handed["item"], "submission": stored[0]["submission"]}
         return key
 
     def count(self, what: str, times: int = 1) -> None:

@@ -113,6 +113,15 @@ def test_a_late_judgement_is_kept_while_there_is_room_and_refused_when_there_is_
     assert progress(db, "p", now=603).judged == 1
 
 
+def test_what_came_too_late_is_taken_with_the_same_key_where_there_is_room_by_then(db):
+    project(db, items=1)
+    mine = next_item(db, "ann-0", "p", now=100)
+    next_item(db, "ann-1", "p", now=600)
+    sent = [submit(db, mine.lease.id, "ann-0", key="k", answers=left(), now=now) for now in (601, 9_000, 9_001)]
+    assert [(each.status, each.duplicate) for each in sent] == [("late", False), ("stored", False), ("stored", True)]
+    assert sent[1].submission == sent[2].submission and progress(db, "p", now=9_002).judged == 1
+
+
 def test_one_may_have_ones_own_expired_item_again_in_the_same_order(db):
     project(db, items=1)
     first = next_item(db, "ann-0", "p", now=100)

@@ -287,7 +287,8 @@ def save_draft(db: Database, lease_id: str, person: str, values: dict[str, Any])
 def submit(db: Database, lease_id: str, person: str, *, key: str, answers: Answers, now: float | None = None) -> Outcome:
     """Store a judgement, once.  UserError when the answers do not fit the rubric, or the lease is not this person's.
 
-    `key` is the client's mark of this submission: the same key again has the same outcome, and nothing is stored twice.
+    `key` is the client's mark of this submission: what was stored under it is told again, and nothing is stored twice.  What came
+    too late is not kept: sent again with its key, it is taken where there is room by then.
     """
     need_key(key)
     with db.write() as conn:
