@@ -163,8 +163,10 @@ def test_in_a_mixed_project_a_conversation_opens_from_its_card(world, site, open
         for _ in range(2):
             page.goto(f"{site}/annotate/talk")
             page.click("summary:has-text('Skip')")
-            page.click("text=The task is unclear")
+            with page.expect_navigation():  # to go on before it is done would take the skip back
+                page.click("text=The task is unclear")
         page.wait_for_selector("#answer-0")
+        page.wait_for_load_state("networkidle")  # until the scripts stand, the button is a plain form's, which leads straight into the chat
         page.click("button:has-text('Undo')")
         page.wait_for_selector(".card:has-text('This item is a live conversation')")
         page.keyboard.press("Enter")
