@@ -22,12 +22,14 @@ NAMES = {"ppo": "PPO", "a2c": "A2C", "rloo": "RLOO", "grpo": "GRPO", "ppo_lagran
          "ppo_lagrangian_320": "PPO-Lagrangian, 320 answers",
          "reinforce": "REINFORCE", "remax": "ReMax", "online_dpo": "online DPO", "best_of_n": "best-of-n",
          "expert_iteration": "expert it.", "dpo": "DPO", "kto": "KTO", "ipo": "IPO", "orpo": "ORPO", "simpo": "SimPO"}
+PLOTTED = {**NAMES, "ppo_lagrangian": "PPO-Lagr.", "ppo_lagrangian_320": "320 answers"}  # a legend has little room
 PLOTS = (("ppo", "a2c", "ppo_lagrangian", "ppo_lagrangian_320"), ("reinforce", "rloo", "grpo", "remax"),
          ("online_dpo", "best_of_n", "expert_iteration"))
 CURVES = (("reward", "reward"), ("kl", "KL, nats"))
 BEGIN, END = "<!-- figures: begin (written by `python -m tutelage.pipeline.algorithms --compare`) -->", "<!-- figures: end -->"
 # plots are made for the report's page, whose style sheet a picture of its own has not
 STYLE = """svg{background:#fff;font-family:sans-serif}text{fill:#667;font-size:13px}.label{fill:#223}
+.label{font-size:11px}
 line.grid{stroke:#dde;stroke-width:1}
 .line{stroke:var(--c);stroke-width:2;fill:none;stroke-linejoin:round}.pale{opacity:.3;stroke-width:1.2}.dot{fill:var(--c)}
 .c0{--c:#1f6fb4}.c1{--c:#c2410c}.c2{--c:#15803d}.c3{--c:#7e22ce}"""
@@ -154,7 +156,7 @@ def curves_svg(folder: Path, found: Sequence[Mapping[str, Any]]) -> str:
         for column, names in enumerate(PLOTS):
             runs = {name: [Run(folder / "runs" / f"{name}-{r['seed']}").metrics() for r in groups.get(name, ())]
                     for name in names}
-            lines = [Line(name=NAMES[name], points=mean_curve(runs[name], metric), style=f"c{at}",
+            lines = [Line(name=PLOTTED[name], points=mean_curve(runs[name], metric), style=f"c{at}",
                           marks=name == "expert_iteration") for at, name in enumerate(names) if runs[name]]
             plot = line_plot(lines, x_label="answers drawn", y_label=label, title=f"{label}: {', '.join(names)}")
             placed.append(plot.replace("<svg ", f'<svg x="{column * (WIDTH + 20)}" y="{row * (HEIGHT + 20)}" width="{WIDTH}" '
