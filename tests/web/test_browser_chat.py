@@ -23,6 +23,7 @@ from tutelage.store.feedback import Item, Settings, add_items, create_project, i
 
 pytestmark = pytest.mark.web
 _fixtures = (chromium, open_page, site, world)
+SCRIPTED = "html.js .card"  # before its scripts run, a page hears no keys
 WHY = "Rayleigh scattering: short waves are scattered **more**.\n\n- blue: 450 nm\n- red: 700 nm\n\n`1/wave**4`"
 
 
@@ -42,6 +43,7 @@ def chats(db, stub, *, two=True, rubric="pairwise", name="talk", **chat):
 
 
 def say(page, text):
+    page.wait_for_selector("html.js textarea[name=turn]")
     page.fill("textarea[name=turn]", text)
     page.keyboard.press("Control+Enter")
 
@@ -53,14 +55,14 @@ def test_a_person_chats_and_judges_by_keyboard_alone(world, site, open_page):
         page.goto(f"{site}/annotate/talk")
         page.keyboard.type("Why is the sky blue?")  # the field has the focus
         page.keyboard.press("Control+Enter")
-        page.wait_for_selector(".card")
+        page.wait_for_selector(SCRIPTED)
         assert page.locator(".answer .shown").count() == 2 and "secret" not in page.content()
         page.keyboard.press("7")
-        page.wait_for_selector("textarea[name=turn]")
+        page.wait_for_selector("html.js textarea[name=turn]")
         expect(page.locator(".talk .turn")).to_have_count(2)
         page.keyboard.type("And at night?")
         page.keyboard.press("Control+Enter")
-        page.wait_for_selector(".card")
+        page.wait_for_selector(SCRIPTED)
         page.keyboard.press("1")
         page.wait_for_selector("text=End the conversation")
         page.click("text=End the conversation")
@@ -109,7 +111,7 @@ def test_what_was_typed_outlives_a_failure_a_reload_and_a_lost_connection(world,
         assert page.locator("textarea[name=turn]").input_value() in ("another sentence", "a whole sentence")
         broken.clear()
         say(page, "another sentence")
-        page.wait_for_selector(".card")
+        page.wait_for_selector(SCRIPTED)
     assert [item.prompt.messages[-1].text for item in iter_items(world, "talk") if item.kind == "pair"] == ["another sentence"]
 
 
@@ -148,10 +150,30 @@ def test_the_count_of_the_batch_goes_down_as_one_judges(world, site, open_page):
     project(world, items=[item_of(["a", "b"], text=f"{at}?") for at in range(3)])
     page = open_page()
     page.goto(f"{site}/annotate/demo")
-    expect(page.locator("#batch")).to_have_text("3 left in batch")
+    for left in (2, 1):
+        expect(page.locator("#batch")).to_have_text(f"{left + 1} left in batch")
+        before = current(page)
+        page.keyboard.press("1")
+        page.wait_for_function("before => document.querySelector('.card')?.dataset.lease !== before", arg=before)
+        expect(page.locator("#batch")).to_have_text(f"{left} left in batch")
+
+
+def test_the_count_of_the_batch_is_right_though_one_judges_while_the_next_items_are_on_their_way(world, site, open_page):
+    project(world, items=[item_of(["a", "b"], text=f"{at}?") for at in range(3)])
+    page = open_page()
+    held = []
+    page.route("**/annotate/demo/next", lambda route: route.continue_() if held else held.append(route))
+    page.goto(f"{site}/annotate/demo")
+    page.wait_for_function("() => document.documentElement.classList.contains('js')")
     before = current(page)
+    while not held:
+        page.wait_for_timeout(20)
+    old = held[0].fetch()  # as it was before the judgement
     page.keyboard.press("1")
-    page.wait_for_function("before => document.querySelector('.card')?.dataset.lease !== before", arg=before)
+    page.wait_for_function("() => document.querySelector('#toast').textContent")
+    page.wait_for_timeout(300)  # the judgement is stored
+    held[0].fulfill(response=old)
+    page.wait_for_function("before => document.querySelector('.card') && document.querySelector('.card').dataset.lease !== before", arg=before)
     expect(page.locator("#batch")).to_have_text("2 left in batch")
 
 
@@ -205,7 +227,7 @@ def test_axe_finds_nothing_on_the_pages_of_a_chat(world, site, open_page, lang, 
         ways.append(True)
         for turn in range(2):
             say(page, "Why is the sky blue?")
-            page.wait_for_selector(".card")
+            page.wait_for_selector(SCRIPTED)
             look(f"to be judged {turn}")
             page.keyboard.press("1")
             page.wait_for_selector("form[action$='/end']")

@@ -14,6 +14,7 @@ let card = null; // on the screen
 let ready = []; // elements that come next
 let finished = false; // the server has nothing more for this person
 let fetching = null;
+let stale = false; // something was sent while a fetch was on its way: what it brings is older than that
 const sent = new Map(); // "lease.round" -> element: on the way to the server, or just stored
 const done = []; // leases, the newest last: what undo takes
 
@@ -154,12 +155,18 @@ function stick() {
 const sizes = new ResizeObserver(stick);
 
 function fetchMore() {
-  if (single || leaving || (finished && card)) return fetching;
-  fetching ??= load().finally(() => { fetching = null; if (!card && !finished) setTimeout(fetchMore, 300); });
+  if (single || leaving) return fetching;
+  if (fetching) stale = true;
+  fetching ??= load().finally(() => {
+    fetching = null;
+    if (stale) fetchMore();
+    else if (!card && !finished) setTimeout(fetchMore, 300);
+  });
   return fetching;
 }
 
 async function load() {
+  stale = false;
   const response = await fetch(`/annotate/${project}/next`, { headers: { "accept": "application/json" } }).catch(() => null);
   if (response?.status === 401) return signIn();
   if (!response?.ok) return new Promise((wait) => setTimeout(wait, 3000));
