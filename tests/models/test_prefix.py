@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from tutelage.models import attention, prefix
 from tutelage.models.attention import quicken
 from tutelage.models.prefix import can_share, families, hidden_states, pads
 
@@ -18,6 +19,17 @@ def trunk(kind: str) -> torch.nn.Module:
     torch.manual_seed(0)
     made = {"llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL)), "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SMALL))}[kind]()
     return made.model.eval()
+
+
+def exact(net: torch.nn.Module) -> torch.nn.Module:
+    """In float64 throughout: transformers' norms round to float32 whatever the weights' type."""
+    for module in net.double().modules():
+        for name, child in module.named_children():
+            if type(child).__name__.endswith("RMSNorm"):
+                norm = torch.nn.RMSNorm(len(child.weight), eps=child.variance_epsilon, dtype=torch.float64)
+                norm.weight = child.weight
+                setattr(module, name, norm)
+    return net
 
 
 def batch(rows: list[list[int]], *, garbage: int = 49) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,10 +134,12 @@ def test_a_trunk_of_another_kind_gets_the_rows_as_they_are():
     assert counting.seen == batch(ROWS)[0].numel()
 
 
+@pytest.mark.parametrize(("spared", "positions"), [(1, 10 + 1 + 2 + 1 + 9 + 1 + 5 + 2), (16, 10 + 3 + 2 + 10 + 14 + 2), (99, 13 + 12 + 10 + 10 + 14 + 2)])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
-def test_rows_in_one_row_without_padding_give_the_same_states_and_gradients(kind, checkpointing):
-    plain = trunk(kind).double()
+def test_rows_in_one_row_without_padding_give_the_same_states_and_gradients(kind, checkpointing, spared, positions, monkeypatch):
+    monkeypatch.setattr(prefix, "SPARED", spared)
+    plain = exact(trunk(kind))
     quick = copy.deepcopy(plain)
     quicken(quick)
     assert pads(plain) and not pads(quick)
@@ -143,8 +157,73 @@ def test_rows_in_one_row_without_padding_give_the_same_states_and_gradients(kind
         found.append((hidden_BTD[real_BT], torch.cat([p.grad.flatten() for p in net.parameters()]), counting.seen))
     torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-7, atol=1e-9)
-    # the two prompts once each, what follows them, and the row of its own: no padding
-    assert found[1][2] == (10 + 3 + 2) + (9 + 1 + 5) + 2 and found[1][2] < found[0][2]
+    assert found[1][2] == positions  # what is shared once, what follows it, and the row of its own: no padding
+
+
+def forest(seed: int) -> list[list[int]]:
+    """Rows as answers to questions under system prompts: beginnings within beginnings, equal rows, rows that begin others."""
+    rng = random.Random(seed)
+
+    def some(least: int, most: int) -> list[int]:
+        return [rng.randrange(50) for _ in range(rng.randint(least, most))]
+
+    rows = []
+    for _ in range(rng.randint(1, 3)):
+        system = some(0, 12)
+        for _ in range(rng.randint(1, 3)):
+            question = system + some(0, 9)
+            rows += [question + some(1, 8) for _ in range(rng.randint(1, 3))]
+    rows += [list(rows[0]), rows[-1][:1], rows[0] + some(1, 3)]
+    rng.shuffle(rows)
+    return rows
+
+
+@pytest.mark.parametrize("spared", [1, 4, 16])
+@pytest.mark.parametrize("seed", range(8))
+def test_any_forest_gives_the_states_and_gradients_of_each_row_alone(seed, spared, monkeypatch):
+    monkeypatch.setattr(prefix, "SPARED", spared)
+    monkeypatch.setattr(attention, "KEEP", 8 if seed % 2 else 256)  # probabilities of some made again in the backward pass
+    plain, rows = exact(trunk("llama")), forest(seed)
+    counting = Counting(quicken(copy.deepcopy(plain)))
+    token_BT, real_BT = batch(rows)
+    weight_BTD = torch.randn(*token_BT.shape, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    shared_BTD = hidden_states(counting, token_BT, real_BT)
+    (shared_BTD * weight_BTD)[real_BT].sum().backward()
+    for at, row in enumerate(rows):
+        alone_TD = plain(input_ids=torch.tensor([row]), use_cache=False).last_hidden_state[0]
+        torch.testing.assert_close(shared_BTD[at, :len(row)], alone_TD, rtol=1e-9, atol=1e-9)
+        (alone_TD * weight_BTD[at, :len(row)]).sum().backward()
+    for (name, mine), other in zip(counting.inner.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-7, atol=1e-9, msg=name)
+    if spared == 1:
+        assert counting.seen == len({tuple(row[:end]) for row in rows for end in range(1, len(row) + 1)})  # each beginning once
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_trie_leads_every_row_through_its_own_tokens(seed, monkeypatch):
+    monkeypatch.setattr(prefix, "SPARED", 1 + seed % 20)
+    rows = forest(seed)
+    stretches, ways = prefix.trie(rows)
+    for row, way in zip(rows, ways, strict=True):
+        assert [token for at in way for token in rows[stretches[at].row][stretches[at].first:stretches[at].last]] == row
+        for depth, at in enumerate(way):
+            assert stretches[at].before == way[:depth]
+    assert all(max(each.before, default=-1) < at and each.first < each.last for at, each in enumerate(stretches))
+    assert sum(each.last - each.first for each in stretches) <= sum(map(len, rows))
+
+
+def test_what_many_rows_begin_with_has_its_gradient_summed_in_float32():
+    """In bfloat16, a sum of two hundred terms loses what each adds."""
+    rows = [[1] * 12 + [2 + at % 40, 3 + at // 40] for at in range(200)]
+    exact = quicken(trunk("llama").double())
+    rough = quicken(trunk("llama").bfloat16())
+    found = []
+    for net in (exact, rough):
+        token_BT, real_BT = batch(rows)
+        hidden_BTD = hidden_states(net, token_BT, real_BT)
+        hidden_BTD[:, -1].double().pow(3).sum().backward()
+        found.append(net.layers[0].self_attn.v_proj.weight.grad.double())
+    assert float((found[1] - found[0]).norm() / found[0].norm()) < 0.04
 
 
 def test_rows_without_padding_do_not_see_one_another():

@@ -41,6 +41,7 @@ FAILURES = [
     ("the gradient jumps", healthy(1, grad_norm=17.0), "gradient explodes"),
     ("the gradient is NaN", healthy(1, grad_norm=math.nan), "gradient explodes"),
     ("the sampler lags", healthy(2, sampler_gap=0.11), "sampler gap"),
+    ("8-bit weights say something else", healthy(2, sampler_gap=0.9, effective=0.2), "sampler gap"),
 ]
 
 

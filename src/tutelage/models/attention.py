@@ -9,7 +9,8 @@ where positions stand elsewhere, so keys and values are not copied.  Scores are 
 inside, as torch's are.  Above KEEP positions the probabilities are made again in the backward pass and not kept.
 
 Rows of several lengths need no padding: they may stand one after the other in one row, with `segments` saying where each begins and
-what its tokens may look at (models/prefix.py).  Then every other layer works on real tokens alone.
+what its tokens look at besides one another (models/prefix.py).  Then every other layer works on real tokens alone, and on those that
+several rows begin with only once.
 
 Any call that this file does not know (a cache, dropout, other shapes, another device) goes to transformers' own `sdpa`.
 """
@@ -30,27 +31,28 @@ AT_ONCE = 2**19  # scores that are worked on at a time: 1 MB in bfloat16
 
 
 class Segment(NamedTuple):
-    """A stretch of a row in which tokens look at one another and at no others."""
+    """A stretch of a row whose tokens look at some earlier stretches, whole, and causally at one another."""
 
     begin: int
     end: int
-    bias: Tensor  # [T, T], added to its scores: 0 or the lowest number
+    before: tuple[tuple[int, int], ...] = ()  # (begin, end) of what is looked at, in the order of the positions
 
 
-class Segments(list[Segment]):
-    """All of a row, in order.  A type of its own, so that nothing looks into it on its way through the layers."""
+class Segments:
+    """All of a row, in order, each after those that it looks at."""
 
+    def __init__(self, parts: Sequence[Segment]):
+        self.parts = tuple(parts)
+        self._biases: dict[tuple[int, int, torch.dtype], Tensor] = {}
 
-def segments(lengths: Sequence[int], masks: Sequence[Tensor | None], dtype: torch.dtype) -> Segments:
-    """Segments one after the other.  masks: bool [T, T], True where a token may look; None = causal."""
-    out, begin, causal = Segments(), 0, {}
-    for length, mask in zip(lengths, masks, strict=True):
-        if mask is None and length not in causal:
-            causal[length] = _bias(None, length, dtype)[0]
-        bias = causal[length] if mask is None else _bias(mask[None, None], length, dtype)[0]
-        out.append(Segment(begin, begin + length, bias))
-        begin += length
-    return out
+    def bias(self, own: int, earlier: int, dtype: torch.dtype) -> Tensor:
+        """What is added to the scores, [1, own, earlier + own]."""
+        if (own, earlier, dtype) not in self._biases:
+            later = torch.ones(own, own, dtype=torch.bool).triu(1)
+            bias = torch.zeros(1, own, earlier + own, dtype=dtype)
+            bias[0, :, earlier:].masked_fill_(later, torch.finfo(dtype).min)
+            self._biases[own, earlier, dtype] = bias
+        return self._biases[own, earlier, dtype]
 
 
 def quicken(model: PreTrainedModel) -> PreTrainedModel:
@@ -148,42 +150,62 @@ class _InSegments(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, among: Segments, scale: float) -> Tensor:
         heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[3]
-        groups = heads // kv_heads
         out = query.new_empty(1, query.shape[2], heads, size)
         kept: list[Tensor | None] = []
         graded = any(ctx.needs_input_grad)
-        for begin, end, bias in among:
-            weight = _probabilities(*_stretch(query, key, begin, end, scale), bias[None], (kv_heads, groups))
-            seen = torch.matmul(weight, value[:, :, begin:end])
-            out[0, begin:end] = seen.view(heads, end - begin, size).transpose(0, 1)
-            kept.append(weight if graded and end - begin <= KEEP else None)
+        for part in among.parts:
+            own = part.end - part.begin
+            keys, values = _looked_at(key, part), _looked_at(value, part)
+            earlier = keys.shape[2] - own
+            queries = (query[:, :, part.begin:part.end] * scale).reshape(1, kv_heads, -1, size)
+            weight = _probabilities(queries, keys, among.bias(own, earlier, query.dtype), (kv_heads, heads // kv_heads))
+            out[0, part.begin:part.end] = torch.matmul(weight, values).view(heads, own, size).transpose(0, 1)
+            kept.append(weight if graded and own * (earlier + own) <= KEEP * KEEP else None)
         ctx.save_for_backward(query, key, value, *kept)
-        ctx.among, ctx.scale, ctx.heads = among, scale, (kv_heads, groups)
+        ctx.among, ctx.scale = among, scale
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         query, key, value, *kept = ctx.saved_tensors
-        kv_heads, groups = ctx.heads
+        heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[3]
         grads = [torch.empty_like(each.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2) for each in (query, key, value)]
-        for (begin, end, bias), weight in zip(ctx.among, kept, strict=True):
-            length = end - begin
-            queries, keys = _stretch(query, key, begin, end, ctx.scale)
+        shared: dict[tuple[int, int], list[Tensor]] = {}  # of keys and values that several look at: float32, or their sum loses digits
+        for part, weight in zip(ctx.among.parts, kept, strict=True):
+            own = part.end - part.begin
+            keys, values = _looked_at(key, part), _looked_at(value, part)
+            earlier = keys.shape[2] - own
+            queries = (query[:, :, part.begin:part.end] * ctx.scale).reshape(1, kv_heads, -1, size)
             if weight is None:
-                weight = _probabilities(queries, keys, bias[None], ctx.heads)
-            up = grad[0, begin:end].transpose(0, 1).reshape(1, kv_heads, groups * length, -1)
-            grads[2][:, :, begin:end] = torch.matmul(weight.transpose(2, 3), up)
-            grad_weight = torch.matmul(up, value[:, :, begin:end].transpose(2, 3))
+                weight = _probabilities(queries, keys, ctx.among.bias(own, earlier, query.dtype), (kv_heads, heads // kv_heads))
+            up = grad[0, part.begin:part.end].transpose(0, 1).reshape(1, kv_heads, -1, size)
+            grad_values = torch.matmul(weight.transpose(2, 3), up)
+            grad_weight = torch.matmul(up, values.transpose(2, 3))
             grad_score = torch._softmax_backward_data(grad_weight, weight, -1, weight.dtype)
-            grads[0][:, :, begin:end] = torch.matmul(grad_score, keys).mul_(ctx.scale).view(1, kv_heads * groups, length, -1)
-            grads[1][:, :, begin:end] = torch.matmul(grad_score.transpose(2, 3), queries)
+            grads[0][:, :, part.begin:part.end] = torch.matmul(grad_score, keys).mul_(ctx.scale).view(1, heads, own, size)
+            grad_keys = torch.matmul(grad_score.transpose(2, 3), queries)
+            at = 0
+            for stretch in part.before:
+                here = slice(at, at + stretch[1] - stretch[0])
+                at = here.stop
+                if stretch not in shared:
+                    exact = torch.promote_types(query.dtype, torch.float32)
+                    shared[stretch] = [each[:, :, here].to(exact) for each in (grad_keys, grad_values)]
+                else:
+                    for total, each in zip(shared[stretch], (grad_keys, grad_values), strict=True):
+                        total += each[:, :, here]
+            grads[1][:, :, part.begin:part.end] = grad_keys[:, :, earlier:]
+            grads[2][:, :, part.begin:part.end] = grad_values[:, :, earlier:]
+        for (begin, end), totals in shared.items():
+            for each, total in zip(grads[1:], totals, strict=True):
+                each[:, :, begin:end] = total.add_(each[:, :, begin:end])
         return *grads, None, None
 
 
-def _stretch(query: Tensor, key: Tensor, begin: int, end: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Scaled queries [1, H, G T, D] and keys [1, H, T, D] of a segment."""
-    kv_heads, size = key.shape[1], key.shape[3]
-    return (query[:, :, begin:end] * scale).reshape(1, kv_heads, -1, size), key[:, :, begin:end]
+def _looked_at(x: Tensor, part: Segment) -> Tensor:
+    """Keys or values [1, H, earlier + own, D] of what a segment's tokens look at."""
+    own = x[:, :, part.begin:part.end]
+    return torch.cat([*(x[:, :, begin:end] for begin, end in part.before), own], 2) if part.before else own
 
 
 def _parts(rows: int, scores: int) -> list[slice]:

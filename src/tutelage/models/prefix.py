@@ -10,6 +10,7 @@ The idea is that of prefix sharing in tree attention (SpecInfer, Miao et al. 202
 Only for trunks whose every layer is plain causal attention through SDPA; any other gets the rows as they are.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,10 +18,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tutelage.models.attention import NAME, segments
+from tutelage.models.attention import NAME, Segment, Segments
 
 PLAIN = frozenset({"llama", "qwen2", "qwen3", "mistral"})  # full causal attention where no window is set
 SHARES = (0.4, 0.7)  # of a row that the family's common beginning must be, at least: a system prompt alone is not worth a tree
+SPARED = 16  # tokens that a common beginning must spare to be run once, where nothing is padded: a stretch costs a few calls a layer
 ROOMS = (2.0, 4.0, math.inf)  # of the longest row that a tree may be: the widest tree is what all others are padded to
 
 
@@ -54,9 +56,9 @@ def hidden_states(trunk: Callable[..., Any], token_BT: Tensor, real_BT: Tensor |
     real_BT: bool, True where not padding; without it nothing is shared.  Rows of a family must be neighbours.
     """
     if real_BT is not None and len(token_BT) > 1 and can_share(trunk):
-        found = families(token_BT, real_BT)
         if not pads(trunk):
-            return _one_row(trunk, token_BT, real_BT.sum(1).tolist(), found)
+            return _one_row(trunk, token_BT, real_BT.sum(1).tolist())
+        found = families(token_BT, real_BT)
         if len(found) < len(token_BT):
             return _through_trees(trunk, token_BT, real_BT.sum(1).tolist(), found)
     # right padding under causal attention needs no mask: real tokens never look right
@@ -93,31 +95,68 @@ def _gathered(alike: Sequence[int], lengths: Sequence[int], *, share: float, roo
     return out
 
 
-def _one_row(trunk: nn.Module, token_BT: Tensor, lengths: Sequence[int], found: Sequence[Family]) -> Tensor:
-    """All trees one after the other in one row, without padding; each looks at itself alone (models/attention.py)."""
-    tokens, positions, masks, sizes, place_BT = [], [], [], [], torch.zeros_like(token_BT)
-    at = 0
-    for rows, common in found:
-        tree = at
-        tokens.append(token_BT[rows[0], :common])
-        positions.append(torch.arange(common))
-        branches = [torch.zeros(common, dtype=torch.int64)]
-        at += common
-        for branch, row in enumerate(rows, start=1):
-            own = lengths[row] - common
-            tokens.append(token_BT[row, common:lengths[row]])
-            positions.append(torch.arange(common, lengths[row]))
-            branches.append(torch.full((own,), branch))
-            place_BT[row, :common] = torch.arange(tree, tree + common)
-            place_BT[row, common:lengths[row]] = torch.arange(at, at + own)
-            at += own
-        sizes.append(at - tree)
-        masks.append(None if len(rows) == 1 else _sees(torch.cat(branches)[None])[0, 0])
-    dtype = next(trunk.parameters()).dtype
+def _one_row(trunk: nn.Module, token_BT: Tensor, lengths: Sequence[int]) -> Tensor:
+    """All rows in one, without padding, each stretch that several begin with once: every token looks at the stretches on the way
+    from the root to its own (models/attention.py)."""
+    stretches, ways = trie([row[:length] for row, length in zip(token_BT.tolist(), lengths, strict=True)])
+    tokens, positions, parts, places = [], [], [], []
+    begin = 0
+    for row, first, last, before in stretches:
+        tokens.append(token_BT[row, first:last])
+        positions.append(torch.arange(first, last))
+        places.append(torch.arange(begin, begin + last - first))
+        parts.append(Segment(begin, begin + last - first, tuple((parts[at].begin, parts[at].end) for at in before)))
+        begin += last - first
+    place_BT = torch.zeros_like(token_BT)
+    for row, way in enumerate(ways):
+        place_BT[row, :lengths[row]] = torch.cat([places[at] for at in way])
     # a mask of four dimensions is handed through as it is; what is looked at is said by the segments
     hidden_1ND = trunk(input_ids=torch.cat(tokens)[None], position_ids=torch.cat(positions)[None], use_cache=False,
-                       attention_mask=torch.empty(1, 1, 0, 0), segments=segments(sizes, masks, dtype)).last_hidden_state
+                       attention_mask=torch.empty(1, 1, 0, 0), segments=Segments(parts)).last_hidden_state
     return hidden_1ND[0][place_BT]
+
+
+class Stretch(NamedTuple):
+    """Tokens `first` to `last` of a row, and of all rows that go on alike so far."""
+
+    row: int
+    first: int
+    last: int
+    before: tuple[int, ...]  # the stretches that lead to it, by number
+
+
+def trie(rows: Sequence[Sequence[int]]) -> tuple[list[Stretch], list[tuple[int, ...]]]:
+    """The stretches of a prefix tree, parents first, and each row's way through them.  A common beginning is a stretch of its own
+    where that spares SPARED tokens at least.
+
+    >>> stretches, ways = trie([[7] * 20 + [1], [7] * 20 + [2], [3]])
+    >>> [(each.first, each.last, each.before) for each in stretches], ways
+    ([(0, 1, ()), (0, 20, ()), (20, 21, (1,)), (20, 21, (1,))], [(1, 2), (1, 3), (0,)])
+    """
+    order = sorted(range(len(rows)), key=lambda row: rows[row])
+    alike = [0] + [_common(rows[a], rows[b]) for a, b in itertools.pairwise(order)]  # with the one before
+    stretches: list[Stretch] = []
+    ways: list[tuple[int, ...]] = [()] * len(rows)
+    waiting = [(0, len(order), 0, ())]  # rows of `order` that are alike up to a depth, which a way has led to
+    while waiting:
+        low, high, depth, way = waiting.pop()
+        row = order[low]
+        common = len(rows[row]) if high - low == 1 else min(alike[low + 1:high])
+        if high - low == 1 or (high - low - 1) * (common - depth) >= SPARED:
+            if common > depth:
+                stretches.append(Stretch(row, depth, common, way))
+                way = (*way, len(stretches) - 1)
+            depth = common
+        if high - low == 1:
+            ways[row] = way
+            continue
+        cuts = [low, *(at for at in range(low + 1, high) if alike[at] == common), high]
+        waiting += [(*cut, depth, way) for cut in reversed(list(itertools.pairwise(cuts)))]
+    return stretches, ways
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _through_trees(trunk: Callable[..., Any], token_BT: Tensor, lengths: Sequence[int], found: Sequence[Family]) -> Tensor:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from tutelage.models.heads import plain_model
 from tutelage.models.lora import merged_weight
+from tutelage.rollout.int8 import Int8Linear
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "MistralForCausalLM")
 FIXED_ROPE = ("default", "linear", "llama3")  # frequencies that do not depend on the length
@@ -83,8 +84,8 @@ class LlamaNet:
 
     joins = True
 
-    def __init__(self, model: PreTrainedModel, *, prepack: bool = True, dtype: torch.dtype | None = None):
-        """dtype: the trunk's type while decoding (None: the weights' own)."""
+    def __init__(self, model: PreTrainedModel, *, prepack: bool = True, dtype: torch.dtype | None = None, int8: bool = False):
+        """dtype: the trunk's type while decoding (None: the weights' own).  int8: all matrices rounded to 8 bits (int8.py)."""
         lm = plain_model(model)
         config, body = lm.config, lm.model
         self.body = body
@@ -93,8 +94,8 @@ class LlamaNet:
         self.query_heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
-        def linear(*modules: nn.Module) -> Linear:
-            return Linear(modules, prepack=prepack, dtype=self.dtype)
+        def linear(*modules: nn.Module, dtype: torch.dtype = self.dtype) -> Linear | Int8Linear:
+            return Int8Linear(modules, dtype=dtype) if int8 else Linear(modules, prepack=prepack, dtype=dtype)
 
         self.layers = [
             (layer, linear(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
@@ -102,7 +103,7 @@ class LlamaNet:
             for layer in body.layers
         ]
         # logits in float32 whatever the trunk's type (RLHF_CORRECTNESS C11)
-        self.head = Linear([lm.get_output_embeddings()], prepack=prepack, dtype=torch.float32)
+        self.head = linear(lm.get_output_embeddings(), dtype=torch.float32)
         self.key: list[Tensor] = []  # each layer [rows, H, length, D]
         self.value: list[Tensor] = []
         self.lengths: list[int] = []  # tokens in the cache, row by row
@@ -122,7 +123,8 @@ class LlamaNet:
         self.lengths = []
         positions = torch.arange(length, device=self.device)[None]
         cos, sin = self.body.rotary_emb(torch.zeros(1, dtype=self.dtype, device=self.device), positions)
-        self.cos_TD, self.sin_TD = cos[0], sin[0]
+        half = self.head_dim // 2
+        self.cos_TD, self.sin_TD = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)  # signs: see _rotate
 
     def close(self) -> None:
         self.key, self.value, self.lengths = [], [], []
@@ -156,21 +158,23 @@ class LlamaNet:
     def step(self, token_ids: Sequence[int]) -> Tensor:
         rows, width = len(self.lengths), max(self.lengths) + 1
         position_R = torch.tensor(self.lengths, device=self.device)
-        row_R = torch.arange(rows, device=self.device)
-        seen_RT = torch.arange(width, device=self.device) <= position_R[:, None]
-        mask = torch.zeros(rows, 1, 1, width, dtype=self.dtype, device=self.device)
-        mask.masked_fill_(~seen_RT[:, None, None], -torch.inf)
+        unseen_RT = torch.arange(width, device=self.device) > position_R[:, None]
+        bias_RT = torch.zeros(rows, width, dtype=self.dtype, device=self.device).masked_fill_(unseen_RT, -torch.inf)
+        bias_N1T = bias_RT.repeat_interleave(self.kv_heads, dim=0)[:, None]  # N = R x H
+        row_RH = torch.arange(rows * self.kv_heads, device=self.device).view(rows, -1)
+        place_N = (row_RH * self.key[0].shape[2] + position_R[:, None]).flatten()  # of the new tokens among all of the cache
         scale = self.head_dim**-0.5
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             """q [R, Q, 1, D], k and v [R, H, 1, D]"""
-            self.key[layer][row_R, :, position_R] = k[:, :, 0]
-            self.value[layer][row_R, :, position_R] = v[:, :, 0]
+            for cache, new in ((self.key[layer], k), (self.value[layer], v)):
+                cache.view(-1, self.head_dim).index_copy_(0, place_N, new.reshape(-1, self.head_dim))
+            key_NTD, value_NTD = (cache[:rows, :, :width].flatten(0, 1) for cache in (self.key[layer], self.value[layer]))
             # the G query heads of a key-value head stand where positions stand elsewhere: no copy of the keys is made
-            q_RHGD = q.reshape(rows, self.kv_heads, -1, self.head_dim) * scale
-            score_RHGT = torch.matmul(q_RHGD, self.key[layer][:rows, :, :width].transpose(2, 3)) + mask
-            weight_RHGT = torch.softmax(score_RHGT, dim=-1, dtype=torch.float32).to(self.dtype)
-            return torch.matmul(weight_RHGT, self.value[layer][:rows, :, :width]).reshape(rows, self.query_heads, 1, -1)
+            q_NGD = q.reshape(rows * self.kv_heads, -1, self.head_dim)
+            score_NGT = torch.baddbmm(bias_N1T, q_NGD, key_NTD.transpose(1, 2), alpha=scale)
+            # a softmax in float32 inside, whatever the type
+            return torch.bmm(torch.softmax(score_NGT, dim=-1), value_NTD).view(rows, self.query_heads, 1, -1)
 
         token_R1 = torch.tensor(token_ids, device=self.device)[:, None]
         cos, sin = self.cos_TD[position_R][:, None, None], self.sin_TD[position_R][:, None, None]  # [R, 1, 1, D]
@@ -215,14 +219,14 @@ class LlamaNet:
 
 
 def _norm(x: Tensor, norm: nn.Module) -> Tensor:
-    """RMSNorm in float32, rounded before the weight is applied, as transformers does it."""
+    """RMSNorm in float32, rounded before the weight is applied, as transformers does it, in few calls."""
     weight = norm.weight.detach().to(x.dtype)
-    if x.dtype == torch.float32:
-        return F.rms_norm(x, weight.shape, weight, norm.variance_epsilon)
-    return weight * F.rms_norm(x.float(), weight.shape, None, norm.variance_epsilon).to(x.dtype)
+    wide = x.float()
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    scale = (length * length).mul_(1 / len(weight)).add_(norm.variance_epsilon).rsqrt_()
+    return (wide * scale).to(x.dtype).mul_(weight)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021), halves paired as in Llama's transformers port."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    """Rotary positions (Su et al. 2021), halves paired as in Llama's transformers port; the first half of `sin` is negated."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)

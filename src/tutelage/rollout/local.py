@@ -10,7 +10,8 @@ from tutelage.core.words import Prompt, Response, Sampling
 from tutelage.models.heads import lm_parts, plain_model
 from tutelage.rollout.decode import Job, Net, Row, run
 from tutelage.rollout.generic import GenericNet
-from tutelage.rollout.llama import LlamaNet, supports
+from tutelage.rollout.int8 import can_int8
+from tutelage.rollout.llama import ARCHITECTURES, LlamaNet, supports
 from tutelage.text.chat import decode, render_prompt, stop_ids
 from tutelage.text.mask import answer_row
 
@@ -35,16 +36,21 @@ class LocalEngine:
         batch_rows: int = 64,
         prepack: bool = True,
         dtype: torch.dtype | None = None,
+        int8: bool = False,
     ):
         """batch_rows: responses in flight at once.  prepack: on a CPU, keep a packed second copy of the weights (faster).
         dtype: decode in another type than the weights' (Llama-shaped models); then the sampler is not quite the policy that
-        is trained, and the trainer should watch the gap of their log-probs (RLHF_CORRECTNESS C9)."""
+        is trained, and the trainer should watch the gap of their log-probs (RLHF_CORRECTNESS C9).
+        int8: decode with matrices rounded to 8 bits (Llama-shaped models on a CPU, else ValueError), likewise."""
         if batch_rows < 1:
             raise ValueError(f"batch_rows must be >= 1; got {batch_rows}")
         if device is not None:
             model.to(device)
+        if int8 and not (supports(model) and can_int8(model.device)):
+            raise ValueError(f"8-bit weights need a CPU with torch's quantised kernels and a model of {', '.join(ARCHITECTURES)}; got "
+                             f"{type(plain_model(model)).__name__} on {model.device}")
         self.model, self.tokenizer, self.policy = model, tokenizer, policy
-        self.batch_rows, self.prepack, self.dtype = batch_rows, prepack, dtype
+        self.batch_rows, self.prepack, self.dtype, self.int8 = batch_rows, prepack, dtype, int8
         self.ends = stop_ids(plain_model(model), tokenizer)
         config = plain_model(model).config.get_text_config()
         self.context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2**30
@@ -108,7 +114,7 @@ class LocalEngine:
     def _fresh_net(self) -> Net:
         if self._net is None:
             supported = supports(self.model)
-            self._net = (LlamaNet(self.model, prepack=self.prepack, dtype=self.dtype) if supported
+            self._net = (LlamaNet(self.model, prepack=self.prepack, dtype=self.dtype, int8=self.int8) if supported
                          else GenericNet(self.model))
             self._seen = self._versions()
         elif self._seen != self._versions():

@@ -26,7 +26,7 @@ from tutelage.algos.ppo import clipped_value_loss
 from tutelage.core.words import Judgement, Prompt
 from tutelage.training.batch import Forward, Rollouts
 from tutelage.training.dense import token_rewards
-from tutelage.training.on_policy import Part, RewardSignal, RLConfig, Stats, TrainState, report, scores_of
+from tutelage.training.on_policy import Part, RewardSignal, RLConfig, Stats, TrainState, corrected, report, scores_of
 from tutelage.training.on_policy import improve as improve_with
 from tutelage.training.optim import OptimConfig
 from tutelage.training.rollouts import answer, judge_all, score
@@ -76,6 +76,7 @@ def credit(rollouts: Rollouts, judgements: Sequence[Judgement], config: A2CConfi
 
 def improve(state: TrainState, rollouts: Rollouts, signal: RewardSignal, config: A2CConfig) -> Counter:
     """One gradient step of policy and value on the whole batch.  Returns sums."""
+    signal = corrected(signal, rollouts, config)
 
     def loss(part: Part, new: Forward) -> tuple[Tensor, dict[str, float]]:
         policy_BT = policy_gradient_loss(new.logp_BT, part.cut(signal.advantage_BT), part.acted_BT)

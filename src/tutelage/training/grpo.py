@@ -30,6 +30,7 @@ from tutelage.training.on_policy import (
     RewardSignal,
     Stats,
     TrainState,
+    corrected,
     over_tokens,
     place_scores,
     report,
@@ -153,6 +154,7 @@ def credit(rollouts: Rollouts, judgements: Sequence[Judgement], config: GRPOConf
 
 def improve(state: TrainState, rollouts: Rollouts, signal: RewardSignal, config: GRPOConfig, *, beta: float) -> Counter:
     """Epochs of clipped updates on frozen rollouts.  Returns sums over updates."""
+    signal = corrected(signal, rollouts, config, whole=config.ratio == "sequence")
     policy_loss = LOSSES[config.ratio]
     clip_low, clip_high = (config.clip if each is None else each for each in (config.clip_low, config.clip_high))
     penalty = PENALTIES[config.kl_estimator or "k3"] if config.kl_in == "loss" and beta else None

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tutelage.algos.aggregate import Whole, aggregate
 from tutelage.algos.groups import flat_groups
+from tutelage.algos.importance import truncated_importance
 from tutelage.algos.kl import AdaptiveKL
 from tutelage.algos.masked import last_true, masked_mean, masked_var
 from tutelage.core.protocols import Judge
@@ -66,6 +67,8 @@ class RLConfig:
     length_penalty: float = 0.0  # taken off the score for each token above length_target
     length_target: int = 0
     normalise_on: int = 64  # prompts whose reference answers set the reward's mean and scale; 0 = leave it as it is
+    rollout_weights: Literal["same", "int8"] = "same"  # int8: answers are drawn with rounded weights, faster on a CPU, and corrected for it
+    importance_cap: float = 2.0  # of that correction, min(trainer / sampler probability, cap) of a token
     beta: float = 0.05  # KL penalty, per nat
     kl_target: float | None = None  # nats per response; beta follows it; None = beta stays fixed
     kl_horizon: float = 10_000.0  # responses
@@ -93,6 +96,10 @@ class RLConfig:
             out.append(f"temperature must be > 0 to explore; got {self.temperature}")
         if self.score_clip is not None and self.score_clip <= 0:
             out.append(f"score_clip must be > 0 (null = off); got {self.score_clip}")
+        if self.importance_cap < 1:
+            out.append(f"importance_cap must be >= 1, or no answer would count in full; got {self.importance_cap:g}")
+        if self.rollout_weights == "same":
+            out += self.idle(importance_cap="rollout_weights: int8; sampler and trainer are the same here")
         return out + self._kl_faults() + self._reward_faults()
 
     def _kl_faults(self) -> list[str]:
@@ -298,6 +305,18 @@ def improve(state: TrainState, rollouts: Rollouts, config: RLConfig, loss: Loss,
     return sums
 
 
+def corrected(signal: RewardSignal, rollouts: Rollouts, config: RLConfig, *, whole: bool = False) -> RewardSignal:
+    """For the policy's loss: advantages weighed by how much likelier the trainer finds what another sampler drew, truncated.
+
+    `whole`: by the ratio of whole responses.  Returns and KL stay as they are.
+    """
+    if config.rollout_weights == "same":
+        return signal
+    weight_BT = truncated_importance(rollouts.logp_BT, rollouts.sampler_logp_BT, rollouts.acted_BT, cap=config.importance_cap,
+                                     whole=whole)
+    return signal._replace(advantage_BT=signal.advantage_BT * weight_BT)
+
+
 def part_of(rollouts: Rollouts, rows: list[int], whole: Whole) -> Part:
     width = int(rollouts.real_BT[rows].sum(1).max())
     return Part(rows, width, rollouts.acted_BT[rows, :width], whole)
@@ -358,6 +377,9 @@ def report(state: TrainState, responses: Sequence[Response], judgements: Sequenc
         "grad_norm": sums["grad_norm"] / max(sums["updates"], 1), "lr": float(sums["lr"]), "stopped_early": sums["stopped_early"],
         "tokens": int(rollouts.real_BT.sum()), **more,
     }
+    if getattr(state.engine, "int8", False):  # of what share of the tokens the importance weights leave the worth of
+        weight = (gap_BT + 1)[acted_BT]
+        row["effective"] = float(weight.mean() ** 2 / (weight**2).mean())
     state.kl = state.kl.updated(kl, len(responses))
     state.step += 1
     state.responses += len(responses)

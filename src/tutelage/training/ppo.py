@@ -37,6 +37,7 @@ from tutelage.training.on_policy import (
     RewardSignal,
     Stats,
     TrainState,
+    corrected,
     report,
     scores_of,
 )
@@ -113,6 +114,7 @@ def improve(state: TrainState, rollouts: Rollouts, signal: RewardSignal, config:
 
     `also`: a further loss of each part (of another critic).
     """
+    signal = corrected(signal, rollouts, config)
 
     def loss(part: Part, new: Forward) -> tuple[Tensor, dict[str, float]]:
         policy = clipped_policy_loss(new.logp_BT, part.cut(rollouts.logp_BT), part.cut(signal.advantage_BT), part.acted_BT,

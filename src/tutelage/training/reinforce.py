@@ -25,6 +25,7 @@ from tutelage.training.on_policy import (
     RLConfig,
     Stats,
     TrainState,
+    corrected,
     over_tokens,
     place_scores,
     report,
@@ -107,6 +108,7 @@ def compared(signal: RewardSignal, baseline: float | Tensor, acted_BT: Tensor) -
 
 def improve(state: TrainState, rollouts: Rollouts, signal: RewardSignal, config: RLConfig) -> Counter:
     """One gradient step on the mean over responses of -A * sum of log p.  Returns sums."""
+    signal = corrected(signal, rollouts, config)
 
     def loss(part: Part, new: Forward) -> tuple[Tensor, dict[str, float]]:
         loss_BT = policy_gradient_loss(new.logp_BT, part.cut(signal.advantage_BT), part.acted_BT)

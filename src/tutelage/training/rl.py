@@ -221,7 +221,8 @@ def begin_state(config: RLConfig, loaded: Loaded, judge: Judge) -> TrainState:
     value_trunk = _value_trunk(config, loaded) if getattr(config, "value", "") == "separate" else None
     networks = Networks(loaded.model, reference=reference, value_trunk=value_trunk, heads=config.HEADS, chunk=config.chunk)
     optimizer = Optimizer(networks.named_parameters(), config.optim, total_updates=config.steps * config.updates_per_step())
-    engine = LocalEngine(loaded.model, loaded.tokenizer, policy=f"{config.algorithm}:{loaded.digest[:12]}")
+    engine = LocalEngine(loaded.model, loaded.tokenizer, policy=f"{config.algorithm}:{loaded.digest[:12]}",
+                         int8=config.rollout_weights == "int8")
     return TrainState(networks=networks, optimizer=optimizer, engine=engine, judge=judge,
                       kl=AdaptiveKL(config.beta, config.kl_target, config.kl_horizon))
 

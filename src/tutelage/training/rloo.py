@@ -19,7 +19,7 @@ from tutelage.algos.groups import leave_one_out
 from tutelage.algos.policy_gradient import clipped_sequence_loss
 from tutelage.core.words import Judgement, Prompt
 from tutelage.training.batch import Forward, Rollouts
-from tutelage.training.on_policy import ClippedConfig, Part, RewardSignal, Stats, TrainState, over_tokens, report
+from tutelage.training.on_policy import ClippedConfig, Part, RewardSignal, Stats, TrainState, corrected, over_tokens, report
 from tutelage.training.on_policy import improve as improve_with
 from tutelage.training.reinforce import plain_credit
 from tutelage.training.rollouts import answer, judge_all, score
@@ -61,6 +61,7 @@ def credit(rollouts: Rollouts, judgements: Sequence[Judgement], config: RLOOConf
 
 def improve(state: TrainState, rollouts: Rollouts, signal: RewardSignal, config: RLOOConfig) -> Counter:
     """Updates on frozen rollouts, clipped by the ratio of whole responses.  Returns sums over updates."""
+    signal = corrected(signal, rollouts, config, whole=True)
 
     def loss(part: Part, new: Forward) -> tuple[Tensor, dict[str, float]]:
         policy = clipped_sequence_loss(new.logp_BT, part.cut(rollouts.logp_BT), part.cut(signal.advantage_BT), part.acted_BT,
