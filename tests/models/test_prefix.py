@@ -134,7 +134,8 @@ def test_a_trunk_of_another_kind_gets_the_rows_as_they_are():
     assert counting.seen == batch(ROWS)[0].numel()
 
 
-@pytest.mark.parametrize(("spared", "positions"), [(1, 10 + 1 + 2 + 1 + 9 + 1 + 5 + 2), (16, 10 + 3 + 2 + 10 + 14 + 2), (99, 13 + 12 + 10 + 10 + 14 + 2)])
+@pytest.mark.parametrize(("spared", "positions"), [
+    (1, 10 + 1 + 2 + 1 + 9 + 1 + 5 + 2), (16, 10 + 3 + 2 + 10 + 14 + 2), (99, 13 + 12 + 10 + 10 + 14 + 2)])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_rows_in_one_row_without_padding_give_the_same_states_and_gradients(kind, checkpointing, spared, positions, monkeypatch):

@@ -30,6 +30,14 @@ def of(file: str, *faults: tuple[str, ...]) -> list[Mutant]:
 
 
 MUTANTS = [
+    *of("algos/importance.py",
+        ("the ratio upside down", "trainer_logp_BT - sampler_logp_BT", "sampler_logp_BT - trainer_logp_BT"),
+        ("no truncation", ".exp().clamp(max=cap)", ".exp()"),
+        ("truncated at both ends", ".clamp(max=cap)", ".clamp(min=1 / cap, max=cap)"),
+        ("a gradient through the weight", ".detach()", ""),
+        ("the mean ratio of a response", "log_ratio_BT.sum(1, keepdim=True)", "log_ratio_BT.mean(1, keepdim=True)"),
+        ("NaN of what was not acted", "torch.where(acted_BT, trainer_logp_BT - sampler_logp_BT, 0.0)",
+         "(trainer_logp_BT - sampler_logp_BT) * acted_BT")),
     *of("algos/masked.py",
         ("multiply by the mask", "return torch.where(mask, x, 0.0).sum()", "return (x * mask).sum()"),
         ("divide by all positions", "/ mask.sum().clamp(min=1)", "/ mask.numel()"),

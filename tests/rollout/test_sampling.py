@@ -118,3 +118,17 @@ def test_logits_are_left_alone_and_bfloat16_is_read_as_float32():
     before = logits.clone()
     logp = log_probs(logits, [Sampling(temperature=0.7, top_p=0.5)] * 2)
     assert logp.dtype == torch.float32 and torch.equal(logits, before)
+
+
+def test_the_short_way_at_temperature_1_draws_the_same_tokens_with_the_same_log_probs():
+    """Against the way of all other settings, which a row beside it forces."""
+    rng = torch.Generator().manual_seed(4)
+    logits = torch.randn(40, 1000, generator=rng) * 6
+    u = torch.rand(40, generator=rng, dtype=torch.float64).tolist()
+    plain = [Sampling()] * 40
+    short = draw(logits, plain, u)
+    long = draw(torch.cat([logits, logits[:1]]), [*plain, Sampling(temperature=0.5)], [*u, 0.5])
+    assert torch.equal(short.token_R, long.token_R[:40])
+    torch.testing.assert_close(short.logp_R, long.logp_R[:40], rtol=1e-5, atol=2e-6)
+    exact = torch.log_softmax(logits.double(), -1).gather(1, short.token_R[:, None])[:, 0]
+    torch.testing.assert_close(short.logp_R.double(), exact, rtol=1e-5, atol=2e-6)

@@ -140,6 +140,33 @@ def test_the_gradient_is_that_of_a_plain_loop(changes):
         assert_same_gradient(first_gradient(state, lambda: improve(state, rollouts, signal, each, beta=0.3)), wanted)  # noqa: B023
 
 
+@pytest.mark.parametrize("changes", [{}, {"aggregate": "token", "kl_estimator": "k2"}, {"ratio": "sequence"}, {"token_budget": 40}],
+                         ids=str)
+def test_one_update_without_a_pass_before_it_says_and_does_the_same(changes, monkeypatch):
+    """Where there is one update, its own pass gives the log-probs before it: one pass of the policy less, nothing else."""
+    config = replace(CONFIG, beta=0.3, epochs=1, minibatches=1, **changes)
+    assert config.late() and not replace(config, epochs=2).late() and not replace(config, kl_in="reward", kl_estimator=None).late()
+    found = []
+    for late in (True, False):
+        monkeypatch.setattr(GRPOConfig, "late", lambda self, late=late: late)
+        state = state_of(config)
+        passes = []
+        inner = state.networks.forward
+
+        def counted(*args, passes=passes, inner=inner, **more):
+            passes.append(torch.is_grad_enabled())
+            return inner(*args, **more)
+
+        monkeypatch.setattr(state.networks, "forward", counted)
+        stats = step(state, PROMPTS, config)
+        found.append((stats.row, [p.detach().clone() for p in state.networks.parameters()], passes))
+    (row, weights, passes), (other_row, other_weights, other_passes) = found
+    assert row == pytest.approx(other_row, rel=1e-4, abs=1e-6) and row["kl"] == other_row["kl"] and row["sampler_gap"] < 1e-5
+    for mine, theirs in zip(weights, other_weights, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
+    assert all(passes) and len(other_passes) == 2 * len(passes)
+
+
 def test_gspo_at_the_old_policy_has_grpos_gradient():
     """Before the first update one ratio a response and one a token are 1 alike; both are the mean over each answer."""
     state = state_of(CONFIG)

@@ -1,8 +1,8 @@
 """Answers drawn with 8-bit weights, corrected by truncated importance weights."""
 
 import pytest
-import toys
 import torch
+import toys
 from test_policy_gradients_learn import CONFIGS, SEED, share_of_e
 
 from tutelage.judges.rules import FunctionJudge
@@ -62,7 +62,8 @@ def test_every_policy_gradient_asks_for_the_correction(babbler, tmp_path, monkey
     for name, kind, more in [*((name, kind, {}) for name, kind in CONFIGS.items()), ("ppo", PPOConfig, {}), ("grpo", GRPOConfig, {}),
                              ("gspo", GRPOConfig, {"ratio": "sequence"})]:
         seen.clear()
-        run_of(kind(model=str(babbler), steps=1, prompts_per_step=2, responses_per_prompt=2, max_tokens=3, **SMALL, **more), tmp_path / name)
+        config = kind(model=str(babbler), steps=1, prompts_per_step=2, responses_per_prompt=2, max_tokens=3, **SMALL, **more)
+        run_of(config, tmp_path / name)
         assert seen == [name in ("rloo", "gspo")], name
     assert a2c.corrected is on_policy.corrected
 

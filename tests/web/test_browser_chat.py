@@ -173,7 +173,7 @@ def test_the_count_of_the_batch_is_right_though_one_judges_while_the_next_items_
     page.wait_for_function("() => document.querySelector('#toast').textContent")
     page.wait_for_timeout(300)  # the judgement is stored
     held[0].fulfill(response=old)
-    page.wait_for_function("before => document.querySelector('.card') && document.querySelector('.card').dataset.lease !== before", arg=before)
+    page.wait_for_function("before => document.querySelector('.card')?.dataset.lease !== before", arg=before)
     expect(page.locator("#batch")).to_have_text("2 left in batch")
 
 

@@ -169,7 +169,8 @@ class _InSegments(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         query, key, value, *kept = ctx.saved_tensors
         heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[3]
-        grads = [torch.empty_like(each.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2) for each in (query, key, value)]
+        grads = [torch.empty_like(each.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+                 for each in (query, key, value)]
         shared: dict[tuple[int, int], list[Tensor]] = {}  # of keys and values that several look at: float32, or their sum loses digits
         for part, weight in zip(ctx.among.parts, kept, strict=True):
             own = part.end - part.begin

@@ -21,6 +21,7 @@ from tutelage.models.lora import merged_weight
 from tutelage.rollout.int8 import Int8Linear
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "MistralForCausalLM")
+STEPS = 32  # positions by which the cache grows
 FIXED_ROPE = ("default", "linear", "llama3")  # frequencies that do not depend on the length
 
 
@@ -116,15 +117,28 @@ class LlamaNet:
         self.head.refresh()
 
     def open(self, rows: int, length: int) -> None:
-        shape = (rows, self.kv_heads, length, self.head_dim)
-        # zeros, not empty: what stands beyond a row's end is multiplied by 0, and 0 * NaN is NaN
-        self.key = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in self.layers]
-        self.value = [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in self.layers]
-        self.lengths = []
+        self.longest, self.lengths = length, []
+        self.key, self.value = ([self._room(rows, 0) for _ in self.layers] for _ in range(2))
         positions = torch.arange(length, device=self.device)[None]
         cos, sin = self.body.rotary_emb(torch.zeros(1, dtype=self.dtype, device=self.device), positions)
         half = self.head_dim // 2
         self.cos_TD, self.sin_TD = cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)  # signs: see _rotate
+
+    def _room(self, rows: int, length: int) -> Tensor:
+        # zeros, not empty: what stands beyond a row's end is multiplied by 0, and 0 * NaN is NaN
+        return torch.zeros(rows, self.kv_heads, length, self.head_dim, dtype=self.dtype, device=self.device)
+
+    def _fit(self, width: int) -> int:
+        """Give the cache room for `width` positions and a few more, which is returned: with all of it in use, products take it as it
+        is, and with a part of it they would copy that part first."""
+        room = min(-(-width // STEPS) * STEPS, self.longest)
+        held, rows = self.key[0].shape[2], len(self.lengths)
+        if room != held:
+            for caches in (self.key, self.value):
+                for layer, old in enumerate(caches):
+                    caches[layer] = self._room(len(old), room)
+                    caches[layer][:rows, :, :min(room, held)] = old[:rows, :, :min(room, held)]
+        return room
 
     def close(self) -> None:
         self.key, self.value, self.lengths = [], [], []
@@ -137,6 +151,7 @@ class LlamaNet:
         for at, prompt in enumerate(prompts):
             token_UT[at, : len(prompt)] = torch.tensor(prompt)
         copies_U = torch.tensor(copies, device=self.device)
+        self._fit(max(width, *self.lengths) if self.lengths else width)
         begin, end = len(self.lengths), len(self.lengths) + sum(copies)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -156,20 +171,20 @@ class LlamaNet:
 
     @torch.no_grad()
     def step(self, token_ids: Sequence[int]) -> Tensor:
-        rows, width = len(self.lengths), max(self.lengths) + 1
+        rows, width = len(self.lengths), self._fit(max(self.lengths) + 1)
         position_R = torch.tensor(self.lengths, device=self.device)
         unseen_RT = torch.arange(width, device=self.device) > position_R[:, None]
         bias_RT = torch.zeros(rows, width, dtype=self.dtype, device=self.device).masked_fill_(unseen_RT, -torch.inf)
         bias_N1T = bias_RT.repeat_interleave(self.kv_heads, dim=0)[:, None]  # N = R x H
         row_RH = torch.arange(rows * self.kv_heads, device=self.device).view(rows, -1)
-        place_N = (row_RH * self.key[0].shape[2] + position_R[:, None]).flatten()  # of the new tokens among all of the cache
+        place_N = (row_RH * width + position_R[:, None]).flatten()  # of the new tokens among all of the cache
         scale = self.head_dim**-0.5
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             """q [R, Q, 1, D], k and v [R, H, 1, D]"""
             for cache, new in ((self.key[layer], k), (self.value[layer], v)):
                 cache.view(-1, self.head_dim).index_copy_(0, place_N, new.reshape(-1, self.head_dim))
-            key_NTD, value_NTD = (cache[:rows, :, :width].flatten(0, 1) for cache in (self.key[layer], self.value[layer]))
+            key_NTD, value_NTD = (cache[:rows].flatten(0, 1) for cache in (self.key[layer], self.value[layer]))
             # the G query heads of a key-value head stand where positions stand elsewhere: no copy of the keys is made
             q_NGD = q.reshape(rows * self.kv_heads, -1, self.head_dim)
             score_NGT = torch.baddbmm(bias_N1T, q_NGD, key_NTD.transpose(1, 2), alpha=scale)

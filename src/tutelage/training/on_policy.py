@@ -269,12 +269,13 @@ Mix = Callable[[int], Iterable[tuple[Tensor, dict[str, float]]]]  # number of th
 
 def improve(state: TrainState, rollouts: Rollouts, config: RLConfig, loss: Loss, *, epochs: int = 1, minibatches: int = 1,
             kl_stop: float | None = None, entropy: bool = False, rows: Sequence[int] | None = None,
-            mix: Mix | None = None) -> Counter:
+            mix: Mix | None = None, late: bool = False) -> Counter:
     """Epochs of updates on frozen rollouts; holds the only `backward` of on-policy training.  Returns sums over updates.
 
     Epochs outer, a fresh permutation each, a minibatch is an optimiser step, a micro-batch only accumulates (C23).
     `entropy`: the loss wants the entropy's gradient.  `rows`: only these responses take part (None = all).
-    `mix`: what else each update learns from (PPO-ptx).
+    `mix`: what else each update learns from (PPO-ptx).  `late`: the only update, on rollouts that the policy has not scored yet: its
+    log-probs and entropies are written into them before the loss is made.
     """
     sums: Counter = Counter()
     lengths, begins, groups = rollouts.lengths(), rollouts.begins(), rollouts.group_B.tolist()
@@ -288,7 +289,10 @@ def improve(state: TrainState, rollouts: Rollouts, config: RLConfig, loss: Loss,
                                         token_budget=config.token_budget, shared=state.networks.shares):
                 part = part_of(rollouts, [at[i] for i in group], whole)
                 new = state.networks.forward(part.cut(rollouts.token_BT), part.acted_BT, temperature=config.temperature,
-                                             entropy=entropy, entropy_grad=entropy)
+                                             entropy=entropy or late, entropy_grad=entropy)
+                if late:
+                    rollouts.logp_BT[part.rows, :part.width] = new.logp_BT.detach()
+                    rollouts.entropy_BT[part.rows, :part.width] = new.entropy_BT.detach()
                 share, facts = loss(part, new)
                 share.backward()
                 sums.update({"tokens": float(part.acted_BT.sum()), "rows": len(part.rows), **facts})

@@ -65,11 +65,12 @@ def logps_of(model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], respon
 
 def score(
     networks: Networks, tokenizer: Any, prompts: Sequence[Prompt], responses: Sequence[Response], config: ScoreConfig, *,
-    judgements: Sequence[Judgement] = (),
+    judgements: Sequence[Judgement] = (), policy: bool = True,
 ) -> Rollouts:
     """Log-probs under policy and reference, and values, of the very token ids that were sampled (C3).  No gradient.
 
-    `judgements`: given by algorithms that credit single tokens, for the rewards on spans in them.
+    `judgements`: given by algorithms that credit single tokens, for the rewards on spans in them.  `policy`: False leaves what the
+    policy says of them at 0, for an update that writes it (`improve` with `late`).
     """
     device = next(networks.parameters()).device
     prompt_ids = {prompt.id: render_prompt(tokenizer, prompt) for prompt in prompts}
@@ -88,9 +89,10 @@ def score(
         for group in family_batches(lengths, begins, families, token_budget=config.token_budget, shared=networks.shares):
             width = max(lengths[i] for i in group)
             token_BT, acted_BT = batch.token_BT[group, :width], batch.acted_BT[group, :width]
-            out = networks.forward(token_BT, acted_BT, temperature=config.temperature)
-            found = [(logp_BT, out.logp_BT), (entropy_BT, out.entropy_BT), (value_BT, out.value_BT), (cost_BT, out.cost_value_BT),
-                     (ref_BT, networks.reference_logps(token_BT, acted_BT, temperature=config.temperature))]
+            found = [(ref_BT, networks.reference_logps(token_BT, acted_BT, temperature=config.temperature))]
+            if policy:
+                out = networks.forward(token_BT, acted_BT, temperature=config.temperature)
+                found += [(logp_BT, out.logp_BT), (entropy_BT, out.entropy_BT), (value_BT, out.value_BT), (cost_BT, out.cost_value_BT)]
             for whole_BT, part_BT in found:
                 if whole_BT is not None:
                     whole_BT[group, :width] = part_BT
