@@ -36,7 +36,7 @@ def run_of(config, folder):
 @pytest.mark.parametrize("kind", [CONFIGS["a2c"], CONFIGS["rloo"], PPOConfig, GRPOConfig], ids=lambda kind: kind.__name__)
 def test_it_learns_as_with_the_weights_themselves(babbler, tmp_path, kind):
     """The margin of test_policy_gradients_learn.py.  Two updates a step for PPO, one for the others."""
-    rows = run_of(kind(model=str(babbler), steps=16, prompts_per_step=8, responses_per_prompt=4, max_tokens=8, beta=0.02,
+    rows = run_of(kind(model=str(babbler), steps=10, prompts_per_step=8, responses_per_prompt=4, max_tokens=8, beta=0.02,
                        token_budget=8192, optim=OptimConfig(learning_rate=1e-3, schedule="constant", betas=(0.9, 0.95), eps=1e-5),
                        **SMALL, **({"minibatches": 1} if kind is PPOConfig else {})), tmp_path / "rl")
     rewards = [row["reward"] for row in rows]

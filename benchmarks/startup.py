@@ -1,0 +1,58 @@
+"""How long until something happens: importing, asking for help, the first training step.
+
+    python benchmarks/startup.py [--times 5]
+
+The first step: `tutelage sft` with SmolLM2-135M on the starter instructions, from the call of the command to the end of the first
+update of the optimiser, in a process that has imported torch and transformers before; model and check are cached by a run before.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+STEP = """
+import sys, time, torch, transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer  # parts that transformers imports when asked for them
+import transformers.models.llama.modeling_llama
+begun = time.perf_counter()
+from tutelage.cli import main
+from tutelage.training.optim import Optimizer
+step, ended = Optimizer.step, []
+def timed(self):
+    out = step(self)
+    ended.append(time.perf_counter())
+    return out
+Optimizer.step = timed
+code = main(["sft", "sft_starter", "--workspace", sys.argv[1], "loop.max_steps=1", "save.every_steps=0"])
+assert code == 0, code
+print("first step after", ended[0] - begun)
+"""
+
+
+def seconds(*command: str) -> float:
+    begun = time.perf_counter()
+    subprocess.run([sys.executable, *command], check=True, capture_output=True)
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--times", type=int, default=5)
+    args = parser.parse_args()
+    bare = statistics.median(seconds("-c", "pass") for _ in range(args.times))
+    for name, command in (("import tutelage", ("-c", "import tutelage")), ("tutelage --help", ("-m", "tutelage", "--help"))):
+        print(f"{name}: {statistics.median(seconds(*command) for _ in range(args.times)):.2f} s (Python itself {bare:.2f} s)")
+    with tempfile.TemporaryDirectory() as workspace:
+        found = []
+        for _ in range(args.times + 1):  # the first fills the caches
+            done = subprocess.run([sys.executable, "-c", STEP, workspace], check=True, capture_output=True, text=True)
+            found.append(float(done.stdout.rpartition("first step after")[2]))
+    print(f"first training step: {statistics.median(found[1:]):.1f} s after the imports of torch and transformers "
+          f"({min(found[1:]):.1f} to {max(found[1:]):.1f}; {found[0]:.1f} s before anything was cached)")
+
+
+if __name__ == "__main__":
+    main()
