@@ -3,7 +3,8 @@
     python benchmarks/startup.py [--times 5]
 
 The first step: `tutelage sft` with SmolLM2-135M on the starter instructions, from the call of the command to the end of the first
-update of the optimiser, in a process that has imported torch and transformers before; model and check are cached by a run before.
+update, in a process that has imported torch and transformers before; model and check are cached by a run
+before.
 """
 
 import argparse
@@ -20,7 +21,14 @@ import transformers.models.llama.modeling_llama
 begun = time.perf_counter()
 from tutelage.cli import main
 from tutelage.training.optim import Optimizer
-step, ended = Optimizer.step, []
+from tutelage.training.sft import SFTTask
+evaluate, step, evaluated, ended = SFTTask.evaluate, Optimizer.step, [], []
+def before(self):
+    started = time.perf_counter()
+    out = evaluate(self)
+    evaluated.append((started, time.perf_counter()))
+    return out
+SFTTask.evaluate = before
 def timed(self):
     out = step(self)
     ended.append(time.perf_counter())
@@ -28,7 +36,7 @@ def timed(self):
 Optimizer.step = timed
 code = main(["sft", "sft_starter", "--workspace", sys.argv[1], "loop.max_steps=1", "save.every_steps=0"])
 assert code == 0, code
-print("first step after", ended[0] - begun)
+print("first step after", evaluated[0][0] - begun, evaluated[0][1] - evaluated[0][0], ended[0] - begun)
 """
 
 
@@ -46,12 +54,15 @@ def main() -> None:
     for name, command in (("import tutelage", ("-c", "import tutelage")), ("tutelage --help", ("-m", "tutelage", "--help"))):
         print(f"{name}: {statistics.median(seconds(*command) for _ in range(args.times)):.2f} s (Python itself {bare:.2f} s)")
     with tempfile.TemporaryDirectory() as workspace:
-        found = []
+        found: list[tuple[float, ...]] = []
         for _ in range(args.times + 1):  # the first fills the caches
             done = subprocess.run([sys.executable, "-c", STEP, workspace], check=True, capture_output=True, text=True)
-            found.append(float(done.stdout.rpartition("first step after")[2]))
-    print(f"first training step: {statistics.median(found[1:]):.1f} s after the imports of torch and transformers "
-          f"({min(found[1:]):.1f} to {max(found[1:]):.1f}; {found[0]:.1f} s before anything was cached)")
+            found.append(tuple(map(float, done.stdout.rpartition("first step after")[2].split())))
+    ready, held_out, done = (statistics.median(each[at] for each in found[1:]) for at in range(3))
+    print(f"first training step: everything is ready {ready:.1f} s after the imports of torch and transformers, the evaluation on held-out "
+          f"examples that comes first takes {held_out:.1f} s, the first update ends after {done:.1f} s ({done - held_out:.1f} without the "
+          f"evaluation); {found[0][2]:.1f} s before anything was cached")
+
 
 
 if __name__ == "__main__":
