@@ -89,7 +89,8 @@ def write(found: dict[tuple[str, str, str], dict[str, Any]]) -> None:
         ratio = found[key(row)]["faster"]
         colour = "#888888" if row.faster is None else "#1b7837" if reached(row, found[key(row)]) else "#b2182b"
         axes.barh(at, ratio, color=colour, height=0.6)
-        axes.text(ratio, at, f" {ratio:.2f}x", va="center")
+        axes.text(ratio, at, f" {ratio:.2f}x", va="center", zorder=4,
+                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.85})
         if row.faster:
             axes.plot([row.faster, row.faster], [at - 0.4, at + 0.4], color="black", linewidth=2)
     axes.set_yticks(range(len(rows)), [f"{row.work}\n{row.peer}" for row in rows], fontsize=8)
