@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import page
+import pieces
 import torch
 from bench import KEPT
 from rows import PAIRS, RL, ROWS, SAMPLING, SFT
@@ -52,14 +53,7 @@ class Amounts(NamedTuple):
 
 
 def seconds(run: Callable[[], Any], times: int = 9) -> float:
-    """Median; the first run warms up."""
-    run()
-    found = []
-    for _ in range(times):
-        begun = time.perf_counter()
-        run()
-        found.append(time.perf_counter() - begun)
-    return statistics.median(found)
+    return pieces.seconds(run, times, time.perf_counter)
 
 
 def rates(rows: Sequence[int] = (16, 64), tokens: int = 1200) -> Rates:
@@ -142,8 +136,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     newest = page.newest(KEPT)
     done = {"sft": None, "reward": PAIRS["per_step"], "dpo": PAIRS["per_step"]}
-    counted = amounts(json.loads((args.folder / "inputs" / "work.json").read_text(encoding="utf-8")))
-    tokens = sum(len(row["input_ids"]) for row in json.loads((args.folder / "inputs" / "work.json").read_text(encoding="utf-8"))["sft"])
+    work = json.loads((args.folder / "inputs" / "work.json").read_text(encoding="utf-8"))
+    counted, tokens = amounts(work), sum(len(row["input_ids"]) for row in work["sft"])
     for row in ROWS:
         record = newest.get(page.key(row))
         if row.work not in counted or record is None or row.ours != "bf16":

@@ -155,9 +155,8 @@ class _InSegments(torch.autograd.Function):
         graded = any(ctx.needs_input_grad)
         for part in among.parts:
             own = part.end - part.begin
-            keys, values = _looked_at(key, part), _looked_at(value, part)
+            queries, keys, values = _of_segment(query, key, value, part, scale)
             earlier = keys.shape[2] - own
-            queries = (query[:, :, part.begin:part.end] * scale).reshape(1, kv_heads, -1, size)
             weight = _probabilities(queries, keys, among.bias(own, earlier, query.dtype), (kv_heads, heads // kv_heads))
             out[0, part.begin:part.end] = torch.matmul(weight, values).view(heads, own, size).transpose(0, 1)
             kept.append(weight if graded and own * (earlier + own) <= KEEP * KEEP else None)
@@ -174,9 +173,8 @@ class _InSegments(torch.autograd.Function):
         shared: dict[tuple[int, int], list[Tensor]] = {}  # of keys and values that several look at: float32, or their sum loses digits
         for part, weight in zip(ctx.among.parts, kept, strict=True):
             own = part.end - part.begin
-            keys, values = _looked_at(key, part), _looked_at(value, part)
+            queries, keys, values = _of_segment(query, key, value, part, ctx.scale)
             earlier = keys.shape[2] - own
-            queries = (query[:, :, part.begin:part.end] * ctx.scale).reshape(1, kv_heads, -1, size)
             if weight is None:
                 weight = _probabilities(queries, keys, ctx.among.bias(own, earlier, query.dtype), (kv_heads, heads // kv_heads))
             up = grad[0, part.begin:part.end].transpose(0, 1).reshape(1, kv_heads, -1, size)
@@ -201,6 +199,12 @@ class _InSegments(torch.autograd.Function):
             for each, total in zip(grads[1:], totals, strict=True):
                 each[:, :, begin:end] = total.add_(each[:, :, begin:end])
         return *grads, None, None
+
+
+def _of_segment(query: Tensor, key: Tensor, value: Tensor, part: Segment, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Scaled queries [1, H, G own, D] of a segment's tokens, and the keys and values [1, H, earlier + own, D] that they look at."""
+    queries = (query[:, :, part.begin:part.end] * scale).reshape(1, key.shape[1], -1, key.shape[3])
+    return queries, _looked_at(key, part), _looked_at(value, part)
 
 
 def _looked_at(x: Tensor, part: Segment) -> Tensor:

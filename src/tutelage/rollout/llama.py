@@ -151,7 +151,7 @@ class LlamaNet:
         for at, prompt in enumerate(prompts):
             token_UT[at, : len(prompt)] = torch.tensor(prompt)
         copies_U = torch.tensor(copies, device=self.device)
-        self._fit(max(width, *self.lengths) if self.lengths else width)
+        self._fit(max([width, *self.lengths]))
         begin, end = len(self.lengths), len(self.lengths) + sum(copies)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

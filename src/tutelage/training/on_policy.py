@@ -67,7 +67,7 @@ class RLConfig:
     length_penalty: float = 0.0  # taken off the score for each token above length_target
     length_target: int = 0
     normalise_on: int = 64  # prompts whose reference answers set the reward's mean and scale; 0 = leave it as it is
-    rollout_weights: Literal["same", "int8"] = "same"  # int8: answers are drawn with rounded weights, faster on a CPU, and corrected for it
+    rollout_weights: Literal["same", "int8"] = "same"  # int8: answers are drawn with rounded weights, on a CPU, and corrected for it
     importance_cap: float = 2.0  # of that correction, min(trainer / sampler probability, cap) of a token
     beta: float = 0.05  # KL penalty, per nat
     kl_target: float | None = None  # nats per response; beta follows it; None = beta stays fixed
