@@ -93,7 +93,7 @@ def run_rl(place: Path, dtype: str, out: Path, kind: str) -> dict[str, Any]:
     configs = {
         "grpo": lambda: GRPOConfig(reward=here, epochs=1, minibatches=1, **common),
         "rloo": lambda: RLOOConfig(reward=here, **common),
-        "ppo": lambda: PPOConfig(reward=str(place / "reward"), epochs=RL["ppo_epochs"], minibatches=1, **common | {"token_budget": 1024}),
+        "ppo": lambda: PPOConfig(reward=str(place / "reward"), epochs=RL["ppo_epochs"], minibatches=1, **common),
     }
     rl(configs[kind](), prompts=asked, folder=out)
     figures = of_run(out, {"responses": RL["prompts_per_step"] * RL["responses_per_prompt"], "length": "length"})

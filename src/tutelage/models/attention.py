@@ -9,12 +9,13 @@ where positions stand elsewhere, so keys and values are not copied.  Scores are 
 inside, as torch's are.  Above KEEP positions the probabilities are made again in the backward pass and not kept.
 
 Rows of several lengths need no padding: they may stand one after the other in one row, with `segments` saying where each begins and
-what its tokens look at besides one another (models/prefix.py).  Then every other layer works on real tokens alone, and on those that
-several rows begin with only once.
+what its tokens look at besides one another (models/prefix.py); those of like lengths are worked on side by side.  Then every other
+layer works on real tokens alone, and on those that several rows begin with only once.
 
 Any call that this file does not know (a cache, dropout, other shapes, another device) goes to transformers' own `sdpa`.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -28,6 +29,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 NAME = "tutelage"
 KEEP = 256  # positions: up to here the probabilities are kept for the backward pass (2 B Q T T bytes a layer in bfloat16)
 AT_ONCE = 2**19  # scores that are worked on at a time: 1 MB in bfloat16
+PADDED = 0.2  # of the scores of segments side by side: so many may be added by padding them,
+WORTH = 2**13  # or so many, of one head: about what the calls for a batch of its own cost
 
 
 class Segment(NamedTuple):
@@ -38,21 +41,78 @@ class Segment(NamedTuple):
     before: tuple[tuple[int, int], ...] = ()  # (begin, end) of what is looked at, in the order of the positions
 
 
+class Batch(NamedTuple):
+    """Some segments side by side: g of them, each of at most `own` tokens that look at `span` tokens at most.
+
+    What is looked at stands before a segment's own tokens, padded at its beginning; own tokens are padded at the end.
+    """
+
+    count: int  # g
+    own: int
+    span: int
+    query_N: Tensor  # int64 [g own], where each token stands; any token at padding
+    key_N: Tensor  # int64 [g span]
+    real_N: Tensor | None  # int64, which of the g own are no padding; None where all are
+    pads: Tensor | None  # bool [g, 1, own, 1], True at padding; None where there is none
+    hidden: Tensor  # bool [g or 1, own, span], True where a token may not look
+
+
 class Segments:
     """All of a row, in order, each after those that it looks at."""
 
     def __init__(self, parts: Sequence[Segment]):
         self.parts = tuple(parts)
+        self._batches: dict[int, list[Batch]] = {}
         self._biases: dict[tuple[int, int, torch.dtype], Tensor] = {}
 
-    def bias(self, own: int, earlier: int, dtype: torch.dtype) -> Tensor:
-        """What is added to the scores, [1, own, earlier + own]."""
-        if (own, earlier, dtype) not in self._biases:
-            later = torch.ones(own, own, dtype=torch.bool).triu(1)
-            bias = torch.zeros(1, own, earlier + own, dtype=dtype)
-            bias[0, :, earlier:].masked_fill_(later, torch.finfo(dtype).min)
-            self._biases[own, earlier, dtype] = bias
-        return self._biases[own, earlier, dtype]
+    def batches(self, heads: int) -> list[Batch]:
+        """Segments of like sizes side by side, as many as have AT_ONCE scores."""
+        if heads not in self._batches:
+            sized = sorted(((part.end - part.begin, sum(b - a for a, b in part.before), part) for part in self.parts),
+                           key=lambda each: each[:2], reverse=True)
+            groups: list[list[tuple[int, int, Segment]]] = []
+            for each in sized:
+                if groups and self._fits([*groups[-1], each], heads):
+                    groups[-1].append(each)
+                else:
+                    groups.append([each])
+            self._batches[heads] = [_batch(group) for group in groups]
+        return self._batches[heads]
+
+    @staticmethod
+    def _fits(group: Sequence[tuple[int, int, Segment]], heads: int) -> bool:
+        own, earlier = (max(each[at] for each in group) for at in (0, 1))
+        padded, real = len(group) * own * (own + earlier), sum(own * (own + earlier) for own, earlier, _ in group)
+        return heads * padded <= AT_ONCE and padded - real <= max(PADDED * real, WORTH)
+
+    def bias(self, number: int, batch: Batch, dtype: torch.dtype) -> Tensor:
+        """What is added to the scores, [g or 1, 1, own, span]: the lowest number where a token may not look."""
+        key = (number, batch.own, dtype)
+        if key not in self._biases:
+            lowest = torch.finfo(dtype).min
+            self._biases[key] = torch.zeros(batch.hidden.shape, dtype=dtype).masked_fill_(batch.hidden, lowest)[:, None]
+        return self._biases[key]
+
+
+def _batch(group: Sequence[tuple[int, int, Segment]]) -> Batch:
+    own, earlier = (max(each[at] for each in group) for at in (0, 1))
+    queries, keys, real, pads = [], [], [], []
+    for number, (size, before, (begin, end, stretches)) in enumerate(group):
+        queries += [*range(begin, end), *[begin] * (own - size)]
+        keys += [*[begin] * (earlier - before), *itertools.chain.from_iterable(range(*each) for each in stretches),
+                 *range(begin, end), *[begin] * (own - size)]
+        real += range(number * own, number * own + size)
+        pads.append(earlier - before)
+    later = torch.ones(own, own, dtype=torch.bool).triu(1)
+    hidden = torch.zeros(len(group) if any(pads) else 1, own, earlier + own, dtype=torch.bool)
+    hidden[:, :, earlier:] = later
+    for row, pad in zip(hidden, pads, strict=False):
+        row[:, :pad] = True
+    if len(real) == len(queries):
+        return Batch(len(group), own, earlier + own, torch.tensor(queries), torch.tensor(keys), None, None, hidden)
+    padding = torch.ones(len(queries), dtype=torch.bool).index_fill_(0, torch.tensor(real), False)
+    return Batch(len(group), own, earlier + own, torch.tensor(queries), torch.tensor(keys), torch.tensor(real),
+                 padding.view(len(group), 1, own, 1), hidden)
 
 
 def quicken(model: PreTrainedModel) -> PreTrainedModel:
@@ -149,68 +209,73 @@ class _InSegments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor, among: Segments, scale: float) -> Tensor:
-        heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[3]
-        out = query.new_empty(1, query.shape[2], heads, size)
+        heads, size = query.shape[1], query.shape[3]
+        kv_heads = key.shape[1]
+        out_NQD = query.new_empty(query.shape[2], heads, size)
         kept: list[Tensor | None] = []
         graded = any(ctx.needs_input_grad)
-        for part in among.parts:
-            own = part.end - part.begin
-            queries, keys, values = _of_segment(query, key, value, part, scale)
-            earlier = keys.shape[2] - own
-            weight = _probabilities(queries, keys, among.bias(own, earlier, query.dtype), (kv_heads, heads // kv_heads))
-            out[0, part.begin:part.end] = torch.matmul(weight, values).view(heads, own, size).transpose(0, 1)
-            kept.append(weight if graded and own * (earlier + own) <= KEEP * KEEP else None)
+        for number, batch in enumerate(among.batches(heads)):
+            queries, keys, values = _of_batch(query, key, value, batch, scale)
+            weight = _weights(queries, keys, among.bias(number, batch, query.dtype), batch, kv_heads)
+            _put(out_NQD, batch, torch.bmm(weight, values), kv_heads)
+            kept.append(weight if graded and batch.own * batch.span <= KEEP * KEEP else None)
         ctx.save_for_backward(query, key, value, *kept)
         ctx.among, ctx.scale = among, scale
-        return out
+        return out_NQD[None]
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         query, key, value, *kept = ctx.saved_tensors
-        heads, kv_heads, size = query.shape[1], key.shape[1], query.shape[3]
-        grads = [torch.empty_like(each.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
-                 for each in (query, key, value)]
-        shared: dict[tuple[int, int], list[Tensor]] = {}  # of keys and values that several look at: float32, or their sum loses digits
-        for part, weight in zip(ctx.among.parts, kept, strict=True):
-            own = part.end - part.begin
-            queries, keys, values = _of_segment(query, key, value, part, ctx.scale)
-            earlier = keys.shape[2] - own
+        kv_heads, length, size = key.shape[1:]
+        grad_NQD = query.new_empty(length, query.shape[1], size)
+        # float32: several segments look at the same keys and values, and their sum would lose digits
+        exact = torch.promote_types(query.dtype, torch.float32)
+        grad_keys, grad_values = (torch.zeros(length, kv_heads, size, dtype=exact) for _ in range(2))
+        for number, (batch, weight) in enumerate(zip(ctx.among.batches(query.shape[1]), kept, strict=True)):
+            queries, keys, values = _of_batch(query, key, value, batch, ctx.scale)
             if weight is None:
-                weight = _probabilities(queries, keys, ctx.among.bias(own, earlier, query.dtype), (kv_heads, heads // kv_heads))
-            up = grad[0, part.begin:part.end].transpose(0, 1).reshape(1, kv_heads, -1, size)
-            grad_values = torch.matmul(weight.transpose(2, 3), up)
-            grad_weight = torch.matmul(up, values.transpose(2, 3))
+                weight = _weights(queries, keys, ctx.among.bias(number, batch, query.dtype), batch, kv_heads)
+            up = _taken(grad.transpose(1, 2), batch.query_N, batch.count, kv_heads)
+            if batch.pads is not None:
+                up.view(kv_heads, batch.count, -1, batch.own, size).masked_fill_(batch.pads, 0.0)
+            grad_weight = torch.bmm(up, values.transpose(1, 2))
             grad_score = torch._softmax_backward_data(grad_weight, weight, -1, weight.dtype)
-            grads[0][:, :, part.begin:part.end] = torch.matmul(grad_score, keys).mul_(ctx.scale).view(1, heads, own, size)
-            grad_keys = torch.matmul(grad_score.transpose(2, 3), queries)
-            at = 0
-            for stretch in part.before:
-                here = slice(at, at + stretch[1] - stretch[0])
-                at = here.stop
-                if stretch not in shared:
-                    exact = torch.promote_types(query.dtype, torch.float32)
-                    shared[stretch] = [each[:, :, here].to(exact) for each in (grad_keys, grad_values)]
-                else:
-                    for total, each in zip(shared[stretch], (grad_keys, grad_values), strict=True):
-                        total += each[:, :, here]
-            grads[1][:, :, part.begin:part.end] = grad_keys[:, :, earlier:]
-            grads[2][:, :, part.begin:part.end] = grad_values[:, :, earlier:]
-        for (begin, end), totals in shared.items():
-            for each, total in zip(grads[1:], totals, strict=True):
-                each[:, :, begin:end] = total.add_(each[:, :, begin:end])
-        return *grads, None, None
+            _put(grad_NQD, batch, torch.bmm(grad_score, keys).mul_(ctx.scale), kv_heads)
+            for total, part in ((grad_values, torch.bmm(weight.transpose(1, 2), up)),
+                                (grad_keys, torch.bmm(grad_score.transpose(1, 2), queries))):
+                by_token = part.view(kv_heads, batch.count * batch.span, size).transpose(0, 1)
+                total.index_add_(0, batch.key_N, by_token.to(exact, memory_format=torch.contiguous_format))
+        return *(each.to(query.dtype).transpose(0, 1)[None] for each in (grad_NQD, grad_keys, grad_values)), None, None
 
 
-def _of_segment(query: Tensor, key: Tensor, value: Tensor, part: Segment, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Scaled queries [1, H, G own, D] of a segment's tokens, and the keys and values [1, H, earlier + own, D] that they look at."""
-    queries = (query[:, :, part.begin:part.end] * scale).reshape(1, key.shape[1], -1, key.shape[3])
-    return queries, _looked_at(key, part), _looked_at(value, part)
+def _of_batch(query: Tensor, key: Tensor, value: Tensor, batch: Batch, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Scaled queries [H g, G own, D] of some segments' tokens, and the keys and values [H g, span, D] that they look at."""
+    kv_heads = key.shape[1]
+    return (_taken(query, batch.query_N, batch.count, kv_heads).mul_(scale), _taken(key, batch.key_N, batch.count, kv_heads),
+            _taken(value, batch.key_N, batch.count, kv_heads))
 
 
-def _looked_at(x: Tensor, part: Segment) -> Tensor:
-    """Keys or values [1, H, earlier + own, D] of what a segment's tokens look at."""
-    own = x[:, :, part.begin:part.end]
-    return torch.cat([*(x[:, :, begin:end] for begin, end in part.before), own], 2) if part.before else own
+def _taken(x: Tensor, at_N: Tensor, count: int, kv_heads: int) -> Tensor:
+    """Those positions of [1, H G, N, D], as [H g, G n, D]; a copy."""
+    taken = x[0].transpose(0, 1).index_select(0, at_N).view(count, len(at_N) // count, kv_heads, -1, x.shape[3])
+    return taken.permute(2, 0, 3, 1, 4).reshape(kv_heads * count, -1, x.shape[3])
+
+
+def _put(out_NQD: Tensor, batch: Batch, found: Tensor, kv_heads: int) -> None:
+    """Writes [H g, G own, D] to where its tokens stand."""
+    _, heads, size = out_NQD.shape
+    by_token = found.view(kv_heads, batch.count, heads // kv_heads, batch.own, size).permute(1, 3, 0, 2, 4).reshape(-1, heads, size)
+    if batch.real_N is None:
+        out_NQD.index_copy_(0, batch.query_N, by_token)
+    else:
+        out_NQD.index_copy_(0, batch.query_N[batch.real_N], by_token[batch.real_N])
+
+
+def _weights(queries: Tensor, keys: Tensor, bias: Tensor, batch: Batch, kv_heads: int) -> Tensor:
+    """Probabilities [H g, G own, span]."""
+    score = torch.bmm(queries, keys.transpose(1, 2))
+    score.view(kv_heads, batch.count, -1, batch.own, batch.span).add_(bias)
+    return torch.softmax(score, -1)
 
 
 def _parts(rows: int, scores: int) -> list[slice]:

@@ -91,6 +91,13 @@ def spread(x_N: Tensor, mask_BT: Tensor) -> Tensor:
     return out_BT.masked_scatter(mask_BT, x_N)
 
 
+class Held(NamedTuple):
+    """What the policy said of some rows before the update, with what its backward pass needs."""
+
+    rows: list[int]
+    said: Forward
+
+
 class Rollouts(NamedTuple):
     """A batch of answered prompts, all of the length of the longest, as tensors."""
 
@@ -106,6 +113,7 @@ class Rollouts(NamedTuple):
     stopped_B: Tensor  # bool, True where the response ended by itself, False where the length limit cut it
     cost_value_BT: Tensor | None = None  # float32, of the critic of costs, before the update
     dense_BT: Tensor | None = None  # float32, what judges said of single tokens; None where they spoke of whole answers alone
+    held: Held | None = None  # the scoring pass itself, for the first update to go backwards through; None where it was not kept
 
     def lengths(self) -> list[int]:
         return self.real_BT.sum(1).tolist()

@@ -275,21 +275,26 @@ def improve(state: TrainState, rollouts: Rollouts, config: RLConfig, loss: Loss,
     Epochs outer, a fresh permutation each, a minibatch is an optimiser step, a micro-batch only accumulates (C23).
     `entropy`: the loss wants the entropy's gradient.  `rows`: only these responses take part (None = all).
     `mix`: what else each update learns from (PPO-ptx).  `late`: the only update, on rollouts that the policy has not scored yet: its
-    log-probs and entropies are written into them before the loss is made.
+    log-probs and entropies are written into them before the loss is made.  Where the rollouts hold the pass that scored them, the first
+    update goes backwards through it: the policy has not moved since.
     """
     sums: Counter = Counter()
     lengths, begins, groups = rollouts.lengths(), rollouts.begins(), rollouts.group_B.tolist()
     taken = list(range(len(lengths))) if rows is None else list(rows)
+    held = rollouts.held
     state.networks.train()
     for epoch in range(epochs):
         before = sums["kl_old"], sums["tokens"]
         for at in _minibatches(taken, groups, minibatches, seed=_mix(config.seed, state.step, epoch)):
             whole = Whole(float(rollouts.acted_BT[at].sum()), len(at), config.max_tokens)
-            for group in family_batches([lengths[i] for i in at], [begins[i] for i in at], [groups[i] for i in at],
-                                        token_budget=config.token_budget, shared=state.networks.shares):
-                part = part_of(rollouts, [at[i] for i in group], whole)
-                new = state.networks.forward(part.cut(rollouts.token_BT), part.acted_BT, temperature=config.temperature,
-                                             entropy=entropy or late, entropy_grad=entropy)
+            held = held if held and sorted(held.rows) == sorted(at) else None
+            cut = family_batches([lengths[i] for i in at], [begins[i] for i in at], [groups[i] for i in at],
+                                 token_budget=config.token_budget, shared=state.networks.shares)
+            for members in [held.rows] if held else [[at[i] for i in group] for group in cut]:
+                part = part_of(rollouts, members, whole)
+                new = held.said if held else state.networks.forward(
+                    part.cut(rollouts.token_BT), part.acted_BT, temperature=config.temperature, entropy=entropy or late,
+                    entropy_grad=entropy)
                 if late:
                     rollouts.logp_BT[part.rows, :part.width] = new.logp_BT.detach()
                     rollouts.entropy_BT[part.rows, :part.width] = new.entropy_BT.detach()
@@ -299,6 +304,7 @@ def improve(state: TrainState, rollouts: Rollouts, config: RLConfig, loss: Loss,
             for share, facts in mix(state.optimizer.updates) if mix else ():
                 share.backward()
                 sums.update(facts)
+            held = None
             norm, lr = state.optimizer.step()
             sums.update({"updates": 1, "grad_norm": norm})
             sums["lr"] = lr

@@ -14,7 +14,7 @@ from tutelage.text.chat import render_prompt
 from tutelage.text.mask import Row
 from tutelage.text.pack import family_batches, micro_batches
 from tutelage.training.actor_critic import Networks
-from tutelage.training.batch import Rollouts, collate
+from tutelage.training.batch import Held, Rollouts, collate
 from tutelage.training.dense import span_rewards
 
 
@@ -65,12 +65,13 @@ def logps_of(model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], respon
 
 def score(
     networks: Networks, tokenizer: Any, prompts: Sequence[Prompt], responses: Sequence[Response], config: ScoreConfig, *,
-    judgements: Sequence[Judgement] = (), policy: bool = True,
+    judgements: Sequence[Judgement] = (), policy: bool = True, hold: bool = False, entropy_grad: bool = False,
 ) -> Rollouts:
     """Log-probs under policy and reference, and values, of the very token ids that were sampled (C3).  No gradient.
 
     `judgements`: given by algorithms that credit single tokens, for the rewards on spans in them.  `policy`: False leaves what the
-    policy says of them at 0, for an update that writes it (`improve` with `late`).
+    policy says of them at 0, for an update that writes it (`improve` with `late`).  `hold`: the first update takes all rows at once;
+    where one micro-batch has room for them, its forward pass is this one, kept with its gradient (`entropy_grad`: the entropy's, too).
     """
     device = next(networks.parameters()).device
     prompt_ids = {prompt.id: render_prompt(tokenizer, prompt) for prompt in prompts}
@@ -85,13 +86,18 @@ def score(
         sampler_BT[at, start:len(row.token_ids)] = torch.tensor(response.logps, device=device)
     lengths, begins = [len(row.token_ids) for row in rows], [len(prompt_ids[r.prompt_id]) for r in responses]
     families = [number[r.prompt_id] for r in responses]
+    groups = family_batches(lengths, begins, families, token_budget=config.token_budget, shared=networks.shares)
+    hold, held = hold and policy and len(groups) == 1, None
     with torch.no_grad():
-        for group in family_batches(lengths, begins, families, token_budget=config.token_budget, shared=networks.shares):
+        for group in groups:
             width = max(lengths[i] for i in group)
             token_BT, acted_BT = batch.token_BT[group, :width], batch.acted_BT[group, :width]
             found = [(ref_BT, networks.reference_logps(token_BT, acted_BT, temperature=config.temperature))]
             if policy:
-                out = networks.forward(token_BT, acted_BT, temperature=config.temperature)
+                with torch.set_grad_enabled(hold):
+                    out = networks.forward(token_BT, acted_BT, temperature=config.temperature, entropy_grad=hold and entropy_grad)
+                if hold:
+                    held = Held(group, out)
                 found += [(logp_BT, out.logp_BT), (entropy_BT, out.entropy_BT), (value_BT, out.value_BT), (cost_BT, out.cost_value_BT)]
             for whole_BT, part_BT in found:
                 if whole_BT is not None:
@@ -101,4 +107,5 @@ def score(
         ref_logp_BT=ref_BT, value_BT=value_BT, cost_value_BT=cost_BT, entropy_BT=entropy_BT,
         group_B=torch.tensor([number[r.prompt_id] for r in responses], device=device),
         stopped_B=torch.tensor([not r.is_truncated() for r in responses], device=device),
-        dense_BT=span_rewards(tokenizer, responses, judgements, batch.acted_BT) if any(j.spans for j in judgements) else None)
+        dense_BT=span_rewards(tokenizer, responses, judgements, batch.acted_BT) if any(j.spans for j in judgements) else None,
+        held=held)
