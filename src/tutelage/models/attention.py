@@ -26,6 +26,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tutelage.models.norms import quicken_norms
+
 NAME = "tutelage"
 KEEP = 256  # positions: up to here the probabilities are kept for the backward pass (2 B Q T T bytes a layer in bfloat16)
 AT_ONCE = 2**19  # scores that are worked on at a time: 1 MB in bfloat16
@@ -116,8 +118,10 @@ def _batch(group: Sequence[tuple[int, int, Segment]]) -> Batch:
 
 
 def quicken(model: PreTrainedModel) -> PreTrainedModel:
-    """Let a model that uses `sdpa` on a CPU use this attention; any other stays as it is."""
+    """Let a model on a CPU use the norms of norms.py and, where it uses `sdpa`, this attention."""
     on_cpu = next(model.parameters()).device.type == "cpu"
+    if on_cpu:
+        quicken_norms(model)
     if on_cpu and getattr(model.config, "_attn_implementation", "") == "sdpa" and not getattr(model, "is_quantized", False):
         model.set_attn_implementation(NAME)
     return model

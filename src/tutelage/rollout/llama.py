@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from tutelage.models.heads import plain_model
 from tutelage.models.lora import merged_weight
+from tutelage.models.norms import quotient
 from tutelage.rollout.int8 import Int8Linear
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "MistralForCausalLM")
@@ -235,11 +236,7 @@ class LlamaNet:
 
 def _norm(x: Tensor, norm: nn.Module) -> Tensor:
     """RMSNorm in float32, rounded before the weight is applied, as transformers does it, in few calls."""
-    weight = norm.weight.detach().to(x.dtype)
-    wide = x.float()
-    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    scale = (length * length).mul_(1 / len(weight)).add_(norm.variance_epsilon).rsqrt_()
-    return (wide * scale).to(x.dtype).mul_(weight)
+    return quotient(x, norm.variance_epsilon)[0].mul_(norm.weight.detach().to(x.dtype))
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
