@@ -236,6 +236,13 @@ class OneMatrix:
         return self.weight_VD
 
 
+@pytest.fixture(params=[2048, 7], ids="tile{}".format)
+def tile(request, monkeypatch):
+    """Tokens of the vocabulary at a time: more than there are, and a number that leaves a rest."""
+    monkeypatch.setattr(cross_entropy, "TILE", request.param)
+
+
+@pytest.mark.usefixtures("tile")
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("entropy", [True, False])
 @pytest.mark.parametrize("chunk", [4, 1000])
@@ -272,7 +279,8 @@ def test_the_shorter_way_makes_the_logits_once_and_is_left_where_the_matrix_lear
     assert Counting.calls > 0 and learning.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("positions, chunk", [(65, 1000), (67, 33), (23, 11)])  # 2 x 32 rows in the cache and 1; 33 x 2 and 1
+@pytest.mark.usefixtures("tile")
+@pytest.mark.parametrize("positions, chunk", [(65, 1000), (67, 33), (23, 11)])  # one chunk; 33 x 2 and 1; 11 x 2 and 1
 def test_the_shorter_way_leaves_no_position_out_however_they_fall_into_chunks(positions, chunk):
     hidden, target, head = problem(seed=7, dtype=torch.float32, positions=positions)
     head = OneMatrix(head.weight.detach())
@@ -312,6 +320,7 @@ def through_torch(hidden, weight_VD, target, weight_N, temperature):
     return logp_N.detach(), *torch.autograd.grad((logp_N * weight_N).sum(), [h, w])
 
 
+@pytest.mark.usefixtures("tile")
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("entropy", [True, False])
 @pytest.mark.parametrize("chunk", [1, 4, 1000])
@@ -331,6 +340,7 @@ def test_a_head_of_one_trained_matrix_gives_both_gradients(chunk, entropy, tempe
     assert not out.entropy_N.requires_grad
 
 
+@pytest.mark.usefixtures("tile")
 def test_a_trained_bfloat16_matrix_keeps_float32_log_probs_and_rounds_its_gradients_alone():
     rng = torch.Generator().manual_seed(7)
     hidden = (torch.randn(40, 16, generator=rng) * 2).bfloat16().requires_grad_()
@@ -344,6 +354,39 @@ def test_a_trained_bfloat16_matrix_keeps_float32_log_probs_and_rounds_its_gradie
     for ours, theirs in zip(got, wanted, strict=True):
         assert ours.dtype == torch.bfloat16
         assert float((ours.double() - theirs).norm() / theirs.norm()) < 0.005  # bfloat16 rounds by up to 2**-8, in the mean half
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("size", [1.0, 60.0])
+def test_logits_that_leave_the_first_tile_far_behind_do_not_overflow(monkeypatch, size, trained):
+    """The largest logit stands in a later tile, some 20 or 1,200 above all of the first."""
+    monkeypatch.setattr(cross_entropy, "TILE", 7)
+    rng = torch.Generator().manual_seed(9)
+    hidden = (torch.rand(6, 8, generator=rng) * size).requires_grad_()
+    matrix = torch.randn(30, 8, generator=rng)
+    matrix[20:23] += 5.0
+    target = torch.tensor([0, 3, 20, 21, 22, 29])
+    head = TrainedMatrix(matrix.requires_grad_()) if trained else OneMatrix(matrix)
+    out = token_logps(hidden, target, head, chunk=4)
+    got = torch.autograd.grad(out.logp_N.sum(), [hidden, matrix] if trained else [hidden])
+    wanted_N, *wanted = through_torch(hidden, matrix, target, torch.ones(6).double(), 1.0)
+    torch.testing.assert_close(out.logp_N.double(), wanted_N, rtol=1e-5, atol=2e-5 * size)
+    for ours, theirs in zip(got, wanted, strict=False):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=5e-5 * size)
+    entropy = torch.distributions.Categorical(logits=hidden.detach().double() @ matrix.detach().double().T).entropy()
+    torch.testing.assert_close(out.entropy_N.double(), entropy, rtol=1e-4, atol=2e-5 * size)
+
+
+def test_large_vocabularies_take_more_positions_at_a_time(monkeypatch):
+    """Where a tile is a quarter of the vocabulary or less, its logits are fewer than those of a chunk would be."""
+    hidden, target, head = problem(seed=6, dtype=torch.float32)
+    read, rows = cross_entropy._read, []
+    monkeypatch.setattr(cross_entropy, "_read", lambda hidden_nD, *rest: rows.append(len(hidden_nD)) or read(hidden_nD, *rest))
+    for tile, wanted in ((V // 4 + 1, [4, 4, 4, 4, 4, 3]), (V // 4, [N])):
+        monkeypatch.setattr(cross_entropy, "TILE", tile)
+        rows.clear()
+        token_logps(hidden, target, OneMatrix(head.weight.detach()), chunk=4, entropy=False)
+        assert rows == wanted
 
 
 def test_softmaxes_too_large_to_keep_are_made_twice_instead(monkeypatch):

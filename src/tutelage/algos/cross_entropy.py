@@ -9,8 +9,8 @@ Where the head is one matrix that needs no gradient (a frozen or tied-and-frozen
 gradient with respect to its hidden state is made beside its log-probability, d logp / d h = W[target] - softmax W, and only
 multiplied in the backward pass: the logits are made once, not twice (Liger-Kernel does the same with fused kernels).
 
-Where that matrix is trained, the softmax of each position is kept in the matrix's own type (N x V numbers, up to KEPT_BYTES)
-and the backward pass multiplies by it in that type: for bfloat16 weights the logits and the log-probabilities are float32, and
+Where that matrix is trained, the softmax of each position (not divided by its norm) is kept in the matrix's own type (N x V numbers,
+up to KEPT_BYTES) and the backward pass multiplies by it in that type: for bfloat16 weights the logits and the log-probabilities are float32, and
 the two products of the gradient, whose results are rounded to bfloat16 anyway, run at bfloat16's speed.
 """
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-ROWS_IN_CACHE = 32  # x a vocabulary of 49,152 x 4 bytes = 6 MB
+TILE, ROWS = 2048, 1024  # tokens of the vocabulary and positions that are worked on at a time: 8 MB of logits
 KEPT_BYTES = 400_000_000  # of softmaxes that one call keeps for the backward pass; above that logits are made twice instead
 
 
@@ -58,7 +58,7 @@ def token_logps(
 ) -> TokenLogps:
     """Log-probability of each target and (where wanted) entropy of each distribution, at `temperature` (C8), in chunks.
 
-    head: hidden [n, D] -> logits [n, V].  One that has `matrix()` (float32 [V, D] where its logits are hidden @ matrix.T
+    head: hidden [n, D] -> logits [n, V].  One that has `matrix()` ([V, D] without gradient where its logits are hidden @ matrix.T
     and nothing else, else None), `trained` (whether the matrix needs a gradient) and `parameter()` (that matrix itself, in its
     own type) goes the shorter way where it can.
     """
@@ -92,29 +92,57 @@ def _matrix(head: Callable[[Tensor], Tensor], entropy_grad: bool) -> Tensor | No
 
 def _trained(head: Callable[[Tensor], Tensor], entropy_grad: bool) -> Tensor | None:
     """Asked where there is no way by a matrix without a gradient: the matrix learns, or the entropy has a gradient, too."""
-    return None if entropy_grad or not hasattr(head, "parameter") else head.parameter()
+    weight_VD = None if entropy_grad or not hasattr(head, "parameter") else head.parameter()
+    return None if weight_VD is None or weight_VD.dtype == torch.float16 else weight_VD  # whose exponentials overflow
 
 
-def _softmax(logits_nV: Tensor, target_n: Tensor, entropy: bool, graded: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability and entropy (0 where not wanted) of each row, and its norm; leaves exp(logit - maximum) in `logits_nV`
-    where `graded`, whose rows sum to the norm."""
-    logp_n, entropy_n, norm_n = (torch.zeros(len(logits_nV), device=logits_nV.device) for _ in range(3))
-    for low in range(0, len(logits_nV), ROWS_IN_CACHE):  # several passes over few rows, while they are in the cache
-        rows = slice(low, min(low + ROWS_IN_CACHE, len(logits_nV)))
-        x = logits_nV[rows].sub_(logits_nV[rows].amax(1, keepdim=True))
-        picked = x.gather(1, target_n[rows, None])[:, 0]
+class _Read(NamedTuple):
+    """What the softmax of n positions said."""
+
+    logp_n: Tensor
+    entropy_n: Tensor  # 0 where not wanted
+    lead_n: Tensor  # logit of the target less the position's reference
+    norm_n: Tensor  # sum of exp(logit - reference)
+
+
+def _read(hidden_nD: Tensor, target_n: Tensor, weight_VD: Tensor, temperature: float, entropy: bool,
+          each: Callable[[int, Tensor, Tensor], None] | None = None, reference_n1: Tensor | None = None) -> _Read:
+    """The softmax of hidden W^T / temperature in float32, TILE tokens of the vocabulary at a time, which stay in the cache.
+
+    each(first token, exp(logit - reference) [n, t], float32 [t, D] of the matrix): called tile by tile.  The reference is the largest
+    logit of the first tile, or the largest of all (`reference_n1`) where that is so much larger that the exponential overflows.
+    """
+    x_nD, count, first = hidden_nD.float() / temperature, len(hidden_nD), reference_n1
+    norm_n, crossed_n, lead_n = (torch.zeros(count, device=hidden_nD.device) for _ in range(3))
+    room = [x_nD.new_empty(count * min(TILE, len(weight_VD))) for _ in range(2 if entropy else 1)]  # new memory for each tile would cost more
+    for low in range(0, len(weight_VD), TILE):
+        part_tD = weight_VD[low:low + TILE].float()
+        logits_nt, *more = (each[:count * len(part_tD)].view(count, -1) for each in room)
+        torch.mm(x_nD, part_tD.T, out=logits_nt)
+        first = logits_nt.amax(1, keepdim=True) if first is None else first
+        logits_nt.sub_(first)
+        at_n = target_n - low
+        here_n = (at_n >= 0) & (at_n < len(part_tD))
+        lead_n = torch.where(here_n, logits_nt.gather(1, at_n.clamp(0, len(part_tD) - 1)[:, None])[:, 0], lead_n)
         if entropy:
-            e = x.exp()
-            norm = e.sum(1)
-            # the maximum is 0 here, so that the two terms are of one size and no digits cancel away
-            entropy_n[rows] = norm.log() - torch.bmm(e[:, None], x[:, :, None])[:, 0, 0] / norm
-            if graded:
-                x.copy_(e)
+            e_nt = torch.exp(logits_nt, out=more[0])
+            crossed_n += torch.linalg.vecdot(e_nt, logits_nt)
         else:
-            norm = x.exp_().sum(1)
-        logp_n[rows] = picked - norm.log()
-        norm_n[rows] = norm
-    return logp_n, entropy_n, norm_n
+            e_nt = logits_nt.exp_()
+        norm_n += e_nt.sum(1)
+        if each is not None:
+            each(low, e_nt, part_tD)
+    if reference_n1 is None and not norm_n.isfinite().all():
+        largest = [(x_nD @ weight_VD[low:low + TILE].float().T).amax(1) for low in range(0, len(weight_VD), TILE)]
+        return _read(hidden_nD, target_n, weight_VD, temperature, entropy, each, torch.stack(largest).amax(0)[:, None])
+    log_z_n = norm_n.log()
+    return _Read(lead_n - log_z_n, log_z_n - crossed_n / norm_n if entropy else torch.zeros_like(norm_n), lead_n, norm_n)
+
+
+def _parts(count: int, vocabulary: int, chunk: int) -> list[slice]:
+    """Positions in turn: `chunk`, or more where their tiles are far smaller than all logits of a chunk."""
+    rows = max(chunk, ROWS) if vocabulary >= 4 * TILE else chunk
+    return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
 
 
 class _OneMatrix(torch.autograd.Function):
@@ -126,12 +154,15 @@ class _OneMatrix(torch.autograd.Function):
         count = len(hidden_ND)
         logp_N, entropy_N = hidden_ND.new_zeros(count, dtype=torch.float32), hidden_ND.new_zeros(count, dtype=torch.float32)
         slope_ND = torch.empty(hidden_ND.shape, dtype=torch.float32, device=hidden_ND.device) if graded else None
-        for start in range(0, count, chunk):
-            at = slice(start, min(start + chunk, count))
-            logits_nV = (hidden_ND[at].float() / temperature) @ matrix_VD.T
-            logp_N[at], entropy_N[at], norm_n = _softmax(logits_nV, target_N[at], entropy, graded)
+        for at in _parts(count, len(matrix_VD), chunk):
+            def average(low: int, e_nt: Tensor, part_tD: Tensor, at: slice = at) -> None:
+                """slope = e W, not divided by the norm"""
+                torch.addmm(slope_ND[at], e_nt, part_tD, beta=float(low > 0), out=slope_ND[at])
+
+            read = _read(hidden_ND[at], target_N[at], matrix_VD, temperature, entropy, average if graded else None)
+            logp_N[at], entropy_N[at] = read.logp_n, read.entropy_n
             if graded:
-                slope_ND[at] = (matrix_VD[target_N[at]] - (logits_nV @ matrix_VD) / norm_n[:, None]) / temperature
+                slope_ND[at] = (matrix_VD[target_N[at]].float() - slope_ND[at] / read.norm_n[:, None]) / temperature
         if graded:
             ctx.save_for_backward(slope_ND)
             ctx.dtype = hidden_ND.dtype
@@ -145,32 +176,33 @@ class _OneMatrix(torch.autograd.Function):
 
 
 class _TrainedMatrix(torch.autograd.Function):
-    """The same where W has a gradient, too: d logp / d logits = onehot - softmax, kept in W's type, W and h multiplied by it."""
+    """The same where W has a gradient, too: -norm d logp / d logits = exp(logit - reference) - norm onehot is kept in W's type, and W
+    and h are multiplied by it."""
 
     @staticmethod
     def forward(ctx, hidden_ND: Tensor, target_N: Tensor, weight_VD: Tensor, temperature: float, chunk: int, entropy: bool):
         count = len(hidden_ND)
-        logp_N, entropy_N = hidden_ND.new_zeros(count, dtype=torch.float32), hidden_ND.new_zeros(count, dtype=torch.float32)
-        slope_NV = torch.empty(count, len(weight_VD), dtype=weight_VD.dtype, device=hidden_ND.device)
-        matrix_VD = weight_VD.float()
-        for start in range(0, count, chunk):
-            at = slice(start, start + chunk)
-            logits_nV = (hidden_ND[at].float() / temperature) @ matrix_VD.T
-            logp_N[at], entropy_N[at], norm_n = _softmax(logits_nV, target_N[at], entropy, True)
-            torch.div(logits_nV, -norm_n[:, None], out=logits_nV)
-            slope_NV[at] = logits_nV.scatter_add_(1, target_N[at, None], torch.ones_like(norm_n)[:, None])
-        ctx.save_for_backward(hidden_ND, weight_VD, slope_NV)
+        logp_N, entropy_N, norm_N = (hidden_ND.new_zeros(count, dtype=torch.float32) for _ in range(3))
+        e_NV = torch.empty(count, len(weight_VD), dtype=weight_VD.dtype, device=hidden_ND.device)
+        for at in _parts(count, len(weight_VD), chunk):
+            def keep(low: int, e_nt: Tensor, _: Tensor, at: slice = at) -> None:
+                e_NV[at, low:low + e_nt.shape[1]] = e_nt
+
+            read = _read(hidden_ND[at], target_N[at], weight_VD, temperature, entropy, keep)
+            logp_N[at], entropy_N[at], norm_N[at] = read.logp_n, read.entropy_n, read.norm_n
+            e_NV[at].scatter_(1, target_N[at, None], (read.lead_n.exp() - read.norm_n)[:, None].to(e_NV.dtype))
+        ctx.save_for_backward(hidden_ND, weight_VD, e_NV, norm_N)
         ctx.temperature = temperature
         ctx.mark_non_differentiable(entropy_N)
         return logp_N, entropy_N
 
     @staticmethod
     def backward(ctx, grad_N: Tensor, _: Tensor):
-        hidden_ND, weight_VD, slope_NV = ctx.saved_tensors
-        grad_N1 = (grad_N / ctx.temperature)[:, None]
+        hidden_ND, weight_VD, e_NV, norm_N = ctx.saved_tensors
+        grad_N1 = (-grad_N / norm_N / ctx.temperature)[:, None]
         # the small factor goes to the small side: rows of N x D are scaled, never N x V
-        grad_hidden_ND = ((slope_NV @ weight_VD).float() * grad_N1).to(hidden_ND.dtype)
-        grad_weight_VD = slope_NV.T @ (hidden_ND.float() * grad_N1).to(slope_NV.dtype)
+        grad_hidden_ND = ((e_NV @ weight_VD).float() * grad_N1).to(hidden_ND.dtype)
+        grad_weight_VD = e_NV.T @ (hidden_ND.float() * grad_N1).to(e_NV.dtype)
         return grad_hidden_ND, None, grad_weight_VD, None, None, None
 
 

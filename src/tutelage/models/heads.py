@@ -77,8 +77,8 @@ class Head:
         return any(p.requires_grad for p in self.output.parameters())
 
     def matrix(self) -> Tensor | None:
-        """float32 [V, D] where the logits are hidden @ matrix.T and nothing else; None for any other head."""
-        return self._weight().detach() if self._is_matrix() else None
+        """[V, D] in its own type, without gradient, where the logits are hidden @ matrix.T and nothing else; None for any other head."""
+        return self.output.weight.detach() if self._is_matrix() else None
 
     def parameter(self) -> nn.Parameter | None:
         """The matrix of `matrix()` itself, in its own type; None for any other head."""
