@@ -32,8 +32,13 @@ def mislisted(generated: Iterable[Any]) -> list[str]:
 
 EQUIVALENT: list[Equivalent] = [
     Equivalent("algos/cross_entropy.py", "", "constant",
-        "ROWS_IN_CACHE = 32  # x a vocabulary of 49,152 x 4 bytes = 6 MB", "ROWS_IN_CACHE = 33  # x a vocabulary of 49,152 x 4 bytes = 6 MB",
-        "How many rows are worked on at a time: each row's numbers come from that row alone."),
+        "TILE, ROWS = 2048, 1024  # tokens of the vocabulary and positions that are worked on at a time: 8 MB of logits",
+        "TILE, ROWS = 2049, 1024  # tokens of the vocabulary and positions that are worked on at a time: 8 MB of logits",
+        "How much is worked on at a time: each position's numbers are sums over the vocabulary, in any parts."),
+    Equivalent("algos/cross_entropy.py", "", "constant",
+        "TILE, ROWS = 2048, 1024  # tokens of the vocabulary and positions that are worked on at a time: 8 MB of logits",
+        "TILE, ROWS = 2048, 1025  # tokens of the vocabulary and positions that are worked on at a time: 8 MB of logits",
+        "How much is worked on at a time: each position's numbers are sums over the vocabulary, in any parts."),
     Equivalent("algos/cross_entropy.py", "", "constant",
         "KEPT_BYTES = 400_000_000  # of softmaxes that one call keeps for the backward pass; above that logits are made twice instead",
         "KEPT_BYTES = 400000001  # of softmaxes that one call keeps for the backward pass; above that logits are made twice instead",

@@ -114,21 +114,20 @@ def _read(hidden_nD: Tensor, target_n: Tensor, weight_VD: Tensor, temperature: f
     """
     x_nD, count, first = hidden_nD.float() / temperature, len(hidden_nD), reference_n1
     norm_n, crossed_n, lead_n = (torch.zeros(count, device=hidden_nD.device) for _ in range(3))
-    room = [x_nD.new_empty(count * min(TILE, len(weight_VD))) for _ in range(2 if entropy else 1)]  # new memory for each tile would cost more
+    room = x_nD.new_empty(count * min(TILE, len(weight_VD)))  # for all tiles: new memory for each would cost more than its use
+    room_of_e = torch.empty_like(room) if entropy else room
     for low in range(0, len(weight_VD), TILE):
         part_tD = weight_VD[low:low + TILE].float()
-        logits_nt, *more = (each[:count * len(part_tD)].view(count, -1) for each in room)
+        logits_nt, e_nt = (each[:count * len(part_tD)].view(count, -1) for each in (room, room_of_e))
         torch.mm(x_nD, part_tD.T, out=logits_nt)
         first = logits_nt.amax(1, keepdim=True) if first is None else first
         logits_nt.sub_(first)
         at_n = target_n - low
         here_n = (at_n >= 0) & (at_n < len(part_tD))
         lead_n = torch.where(here_n, logits_nt.gather(1, at_n.clamp(0, len(part_tD) - 1)[:, None])[:, 0], lead_n)
+        torch.exp(logits_nt, out=e_nt)
         if entropy:
-            e_nt = torch.exp(logits_nt, out=more[0])
             crossed_n += torch.linalg.vecdot(e_nt, logits_nt)
-        else:
-            e_nt = logits_nt.exp_()
         norm_n += e_nt.sum(1)
         if each is not None:
             each(low, e_nt, part_tD)
