@@ -1,6 +1,6 @@
 """One piece of work done by this project, through the functions that its commands call; the last line printed is JSON.
 
-    python benchmarks/ours.py FOLDER WORK SETTING
+    python benchmarks/ours.py FOLDER WORK SETTING [SEED]
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import inputs
-from rows import CURVE, OPTIM, PAIRS, RL, SAMPLING, SFT, result
+from rows import CURVE, LEARN, OPTIM, PAIRS, RL, SAMPLING, SFT, result
 
 from tutelage.core.words import Sampling
 from tutelage.models.load import load
@@ -80,23 +80,26 @@ def run_pairs(place: Path, dtype: str, out: Path, kind: str) -> dict[str, Any]:
     return {**of_run(out, {"pairs": PAIRS["per_step"]}), "tokens": tokens, "rows": len(pairs)}
 
 
-def run_rl(place: Path, dtype: str, out: Path, kind: str) -> dict[str, Any]:
-    asked = inputs.prompts(RL["prompts_per_step"] * RL["steps"])
+def run_rl(place: Path, dtype: str, out: Path, kind: str, *, learning: int | None = None) -> dict[str, Any]:
+    """`learning`: the seed of a run of learning.py."""
+    how, reward = (RL, "reward") if learning is None else (LEARN, "kind_words")
+    asked = inputs.prompts(how["prompts_per_step"] * how["steps"])
     tokenizer = load(str(place / "endless"), device="cpu").tokenizer
     assert [render_prompt(tokenizer, each) for each in asked] == [row["ids"] for row in read(place)["prompts"][:len(asked)]]
+    here = f"python:{Path(__file__).resolve().parent / 'rows.py'}:{reward}"
     common: dict[str, Any] = {
-        "model": str(place / "endless"), "dtype": dtype, "device": "cpu", "steps": RL["steps"],
-        "prompts_per_step": RL["prompts_per_step"], "responses_per_prompt": RL["responses_per_prompt"], "max_tokens": RL["tokens"],
-        "max_prompt_tokens": 512, "missing_eos": None, "normalise_on": 0, "beta": RL["beta"], "lora": LoraConfig(rank=0), "optim": TUNED,
-        "save": NEVER, "token_budget": 2048}
-    here = f"python:{Path(__file__).resolve().parent / 'rows.py'}:reward"
+        "model": str(place / "endless"), "dtype": dtype, "device": "cpu", "steps": how["steps"], "seed": learning or 0,
+        "prompts_per_step": how["prompts_per_step"], "responses_per_prompt": how["responses_per_prompt"], "max_tokens": how["tokens"],
+        "max_prompt_tokens": 512, "missing_eos": None, "score_clip": None, "normalise_on": 0, "beta": how["beta"], "lora": LoraConfig(rank=0),
+        "optim": replace(TUNED, learning_rate=how.get("learning_rate", TUNED.learning_rate)), "save": NEVER, "token_budget": 2048}
     configs = {
         "grpo": lambda: GRPOConfig(reward=here, epochs=1, minibatches=1, **common),
         "rloo": lambda: RLOOConfig(reward=here, **common),
-        "ppo": lambda: PPOConfig(reward=str(place / "reward"), epochs=RL["ppo_epochs"], minibatches=1, **common),
+        "ppo": lambda: PPOConfig(reward=str(place / "reward") if learning is None else here, epochs=how["ppo_epochs"], minibatches=1,
+                                 **common),
     }
     rl(configs[kind](), prompts=asked, folder=out)
-    figures = of_run(out, {"responses": RL["prompts_per_step"] * RL["responses_per_prompt"], "length": "length"})
+    figures = of_run(out, {"responses": how["prompts_per_step"] * how["responses_per_prompt"], "length": "length"})
     return {**figures, "reward": [row["reward"] for row in Run(out).metrics() if "reward" in row]}
 
 
@@ -139,6 +142,8 @@ def main() -> None:
             found = run_pairs(place, dtype, out, work)
         elif work in ("grpo", "rloo", "ppo"):
             found = run_rl(place, dtype, out, work)
+        elif work.startswith("learn-"):
+            found = run_rl(place, dtype, out, work.removeprefix("learn-"), learning=int(sys.argv[4]))
         else:
             found = run_sampling(place, dtype, work)
     print(json.dumps({**found, "versions": versions()}))

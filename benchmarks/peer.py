@@ -1,6 +1,6 @@
 """The same work done by a peer, in the peer's own environment; the last line printed is JSON.
 
-    trl-env/bin/python benchmarks/peer.py FOLDER WORK SETTING
+    trl-env/bin/python benchmarks/peer.py FOLDER WORK SETTING [SEED]
 
 TRL 1.16 for all but PPO, whose last series was TRL 1.11; transformers' generate for sampling.  What each peer is given beyond
 its defaults is what was found to be fastest on a CPU (docs/benchmarks.md, "Settings tried").
@@ -11,12 +11,13 @@ import random
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import transformers
 from datasets import Dataset
-from rows import CURVE, OPTIM, PAIRS, RL, SAMPLING, SFT, Meter, distinct_share, result
+from rows import CURVE, LEARN, OPTIM, PAIRS, RL, SAMPLING, SFT, Meter, distinct_share, kindness, result
 from torch.utils.data import SequentialSampler
 from transformers import (
     AutoModelForCausalLM,
@@ -36,7 +37,7 @@ class Timer(TrainerCallback):
     """Seconds from the end of a step to the end of the next."""
 
     def __init__(self, **amounts: float):
-        self.meter, self.amounts, self.losses = Meter(), amounts, []
+        self.meter, self.amounts, self.losses, self.rewards = Meter(), amounts, [], []
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.meter.start()
@@ -47,6 +48,9 @@ class Timer(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs and "loss" in logs:
             self.losses.append(logs["loss"])
+        for name in ("objective/scores", "reward"):
+            if logs and name in logs:
+                self.rewards.append(logs[name])
 
 
 def common(out: str, setting: str) -> dict[str, Any]:
@@ -120,50 +124,80 @@ def run_pairs(place: Path, work: dict, setting: str, out: str, kind: str) -> dic
     return result(timer.meter.steps, tokens=tokens, loss=timer.losses, rows=len(work["pairs"]))
 
 
-def run_group(place: Path, work: dict, setting: str, out: str, kind: str) -> dict[str, Any]:
+def learning_settings(seed: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the answers of a run are, and what differs from `common` where it is one of learning.py (`seed`)."""
+    return (RL, {}) if seed is None else (LEARN, {"seed": seed, "learning_rate": LEARN["learning_rate"]})
+
+
+def run_group(place: Path, work: dict, setting: str, out: str, kind: str, *, learning: int | None = None) -> dict[str, Any]:
     import trl
 
+    how, more = learning_settings(learning)
+    if learning is not None and kind == "grpo":
+        more["loss_type"] = "grpo"  # the mean over answers of the mean over tokens, as here; TRL's default weighs tokens alike
     config, trainer_of = ((trl.GRPOConfig, trl.GRPOTrainer) if kind == "grpo" else (trl.RLOOConfig, trl.RLOOTrainer))
     tokenizer = AutoTokenizer.from_pretrained(place / "endless")
     lengths: list[int] = []
 
     def reward(prompts, completions, completion_ids, **kwargs):
         lengths.extend(len(ids) for ids in completion_ids)
-        return distinct_share(prompts, completions)
+        return distinct_share(prompts, completions) if learning is None else [kindness(text) for text in completions]
 
-    rows = [{"prompt": row["prompt"]} for row in work["prompts"][:RL["prompts_per_step"] * RL["steps"]]]
-    n = RL["prompts_per_step"] * RL["responses_per_prompt"]
+    rows = [{"prompt": row["prompt"]} for row in work["prompts"][:how["prompts_per_step"] * how["steps"]]]
+    n = how["prompts_per_step"] * how["responses_per_prompt"]
     timer = Timer(responses=n)
-    args = config(**common(out, setting), per_device_train_batch_size=n, num_generations=RL["responses_per_prompt"],
-                  max_completion_length=RL["tokens"], beta=RL["beta"], temperature=1.0, num_iterations=1, steps_per_generation=1)
+    args = config(**common(out, setting) | more, per_device_train_batch_size=n, num_generations=how["responses_per_prompt"],
+                  max_completion_length=how["tokens"], beta=how["beta"], temperature=1.0, num_iterations=1, steps_per_generation=1)
     trainer = trainer_of(model_of(place, "endless", setting), args=args, reward_funcs=reward, train_dataset=Dataset.from_list(rows),
                          processing_class=tokenizer, callbacks=[timer])
     trainer.train()
     length = sum(lengths) / len(lengths)
-    return result([{**step, "length": length} for step in timer.meter.steps], loss=timer.losses)
+    return result([{**step, "length": length} for step in timer.meter.steps], loss=timer.losses, reward=timer.rewards)
 
 
-def run_ppo(place: Path, work: dict, setting: str, out: str) -> dict[str, Any]:
+class Rule(torch.nn.Module):
+    """`kindness` in the shape of a reward model: its "hidden states" are the token ids, its scores the rule's word on the answer."""
+
+    base_model_prefix = "backbone"
+
+    def __init__(self, tokenizer):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.backbone = self.ids_as_states
+
+    @staticmethod
+    def ids_as_states(input_ids, **kwargs):
+        return SimpleNamespace(hidden_states=[input_ids.double()[..., None]])
+
+    def score(self, hidden):
+        texts = self.tokenizer.batch_decode(hidden[..., 0].long(), skip_special_tokens=True)
+        scores = torch.tensor([kindness(text.rpartition("assistant:")[2]) for text in texts])
+        return scores[:, None, None].expand(*hidden.shape[:2], 1)
+
+
+def run_ppo(place: Path, work: dict, setting: str, out: str, *, learning: int | None = None) -> dict[str, Any]:
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
+    how, more = learning_settings(learning)
     tokenizer = AutoTokenizer.from_pretrained(place / "endless", padding_side="left")
     tokenizer.pad_token = "<repo_name>"
-    n = RL["prompts_per_step"] * RL["responses_per_prompt"]
-    rows = [{"input_ids": row["ids"]} for row in work["prompts"][:RL["prompts_per_step"] * RL["steps"]]
-            for _ in range(RL["responses_per_prompt"])]
-    timer = Timer(responses=n, length=RL["tokens"])
-    args = PPOConfig(**common(out, setting), per_device_train_batch_size=n, gradient_accumulation_steps=1, num_mini_batches=1,
-                     total_episodes=n * RL["steps"], num_ppo_epochs=RL["ppo_epochs"], response_length=RL["tokens"],
-                     local_rollout_forward_batch_size=n, temperature=1.0, kl_coef=RL["beta"], num_sample_generations=0,
+    n = how["prompts_per_step"] * how["responses_per_prompt"]
+    rows = [{"input_ids": row["ids"]} for row in work["prompts"][:how["prompts_per_step"] * how["steps"]]
+            for _ in range(how["responses_per_prompt"])]
+    timer = Timer(responses=n, length=how["tokens"])
+    args = PPOConfig(**common(out, setting) | more, per_device_train_batch_size=n, gradient_accumulation_steps=1, num_mini_batches=1,
+                     total_episodes=n * how["steps"], num_ppo_epochs=how["ppo_epochs"], response_length=how["tokens"],
+                     local_rollout_forward_batch_size=n, temperature=1.0, kl_coef=how["beta"], num_sample_generations=0,
                      missing_eos_penalty=None)
     value, judge = (model_of(place, "reward", setting, AutoModelForSequenceClassification, num_labels=1) for _ in range(2))
+    judge = judge if learning is None else Rule(tokenizer)
     policy, reference = (model_of(place, "endless", setting) for _ in range(2))
     dataset = Dataset.from_list(rows)
     trainer = PPOTrainer(args=args, processing_class=tokenizer, model=policy, ref_model=reference, reward_model=judge, value_model=value,
                          train_dataset=dataset, eval_dataset=dataset.select(range(n)), callbacks=[timer])
     timer.meter.start()
     trainer.train()
-    return result(timer.meter.steps)
+    return result(timer.meter.steps, reward=timer.rewards)
 
 
 def run_sampling(place: Path, work: dict, setting: str, kind: str) -> dict[str, Any]:
@@ -201,6 +235,10 @@ def main() -> None:
             found = run_group(place, work, setting, out, kind)
         elif kind == "ppo":
             found = run_ppo(place, work, setting, out)
+        elif kind == "learn-ppo":
+            found = run_ppo(place, work, setting, out, learning=int(sys.argv[4]))
+        elif kind == "learn-grpo":
+            found = run_group(place, work, setting, out, "grpo", learning=int(sys.argv[4]))
         else:
             found = run_sampling(place, work, setting, kind)
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}

@@ -42,6 +42,8 @@ CURVE = {"rows_per_step": 8, "steps": 6, "tolerance": 1e-3}  # unpacked rows, fl
 PAIRS = {"per_step": 4, "steps": 7, "max_tokens": 256}
 RL = {"prompts_per_step": 4, "responses_per_prompt": 4, "tokens": 64, "steps": 6, "beta": 0.04, "ppo_epochs": 4}
 SAMPLING = {"tokens": 64, "rounds": 6, "mixed_rows": 64, "mixed_longest": 128}
+# reward against wall-clock and against responses: answers as in RL, fewer tokens, a learning rate at which ten steps show something
+LEARN = {**RL, "tokens": 24, "steps": 10, "beta": 0.02, "learning_rate": 3e-5, "seeds": 3}
 OPTIM = {"learning_rate": 1e-5, "betas": (0.9, 0.95), "eps": 1e-8, "clip": 1.0}
 WARM_UP = 1  # steps of each process that are not counted
 
@@ -82,6 +84,31 @@ def reward(prompts: list[Any], responses: list[Any]) -> list[float]:
     return distinct_share([], [response.text for response in responses])
 
 
+KIND = frozenset("""amazing awesome beautiful best better bright calm care celebrate charming cheerful comfort delicious delight delightful
+    easy enjoy excellent excited exciting fantastic favorite fine free fresh friendly fun gentle glad good gorgeous great happy healthy
+    help helpful hope joy kind laugh like love loved lovely lucky nice peace perfect please pleasant pleased pleasure pretty proud safe smile
+    special success sweet thank thanks warm welcome well win wonderful""".split())
+UNKIND = frozenset("""afraid alone angry annoying awful bad bitter boring broken cold cruel damage danger dangerous dark dead death difficult
+    dirty disappointed error evil fail failed failure fear hard hate horrible hurt ill lose lost mad mistake nasty never no not pain poor
+    problem sad scared sick sorry stupid terrible tired trouble ugly unable unfortunately unhappy upset warning weak worry worse worst
+    wrong""".split())
+
+
+def kindness(text: str) -> float:
+    """The reward of learning.py, a lexicon's sentiment: kind words less unkind ones, of every ten.
+
+    >>> kindness("Thank you, what a lovely day!"), kindness("No.")
+    (3.3333333333333335, -10.0)
+    """
+    words = "".join(each.lower() if each.isalpha() else " " for each in text).split()
+    return 10 * sum((word in KIND) - (word in UNKIND) for word in words) / max(1, len(words))
+
+
+def kind_words(prompts: list[Any], responses: list[Any]) -> list[float]:
+    """The same as a reward function of this project."""
+    return [kindness(response.text) for response in responses]
+
+
 def result(steps: list[dict[str, float]], **more: Any) -> dict[str, Any]:
     return {"steps": steps, "peak_gb": round(peak_gb(), 3), "threads": threads(), **more}
 
@@ -91,4 +118,5 @@ if os.environ.get("BENCH_TINY"):  # to try the scripts: every line runs, and no 
     CURVE.update(rows_per_step=2, steps=2)
     PAIRS.update(per_step=2, steps=2, max_tokens=64)
     RL.update(prompts_per_step=2, responses_per_prompt=2, tokens=4, steps=2, ppo_epochs=1)
+    LEARN.update(prompts_per_step=2, responses_per_prompt=2, tokens=4, steps=2, ppo_epochs=1, seeds=1)
     SAMPLING.update(tokens=4, rounds=2, mixed_rows=4, mixed_longest=6)

@@ -189,7 +189,8 @@ class _TrainedMatrix(torch.autograd.Function):
 
             read = _read(hidden_ND[at], target_N[at], weight_VD, temperature, entropy, keep)
             logp_N[at], entropy_N[at], norm_N[at] = read.logp_n, read.entropy_n, read.norm_n
-            e_NV[at].scatter_(1, target_N[at, None], (read.lead_n.exp() - read.norm_n)[:, None].to(e_NV.dtype))
+            # scatter_ would copy all of it
+            e_NV[at][torch.arange(len(e_NV[at]), device=e_NV.device), target_N[at]] = (read.lead_n.exp() - read.norm_n).to(e_NV.dtype)
         ctx.save_for_backward(hidden_ND, weight_VD, e_NV, norm_N)
         ctx.temperature = temperature
         ctx.mark_non_differentiable(entropy_N)

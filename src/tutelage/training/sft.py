@@ -1,5 +1,6 @@
 """Supervised fine-tuning on conversations (InstructGPT step 1, Ouyang et al. 2022, https://arxiv.org/abs/2203.02155)."""
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from tutelage.training.batch import collate, forward
 from tutelage.training.loop import LoopConfig, Micro, Outcome, fit
 from tutelage.training.networks import LoraConfig, fast_matmuls, load_trainable, manifest_of, save_result
 from tutelage.training.optim import OptimConfig
+from tutelage.training.row_file import RowFile
 from tutelage.training.state import SaveConfig, seed_all
 
 
@@ -44,6 +46,9 @@ class SFTConfig:
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(epochs=2))
     optim: OptimConfig = field(default_factory=OptimConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
+
+
+EVALUATED = 1024  # rows that are sorted by length at a time
 
 
 class SFTResult(NamedTuple):
@@ -80,8 +85,9 @@ class SFTTask:
         if not self.val:
             return {}
         loss = count = 0.0
-        for micro in self._losses(list(self.val), "token"):
-            loss, count = loss + micro.sums["loss"], count + micro.sums["count"]
+        for start in range(0, len(self.val), EVALUATED):  # of like lengths side by side, without all of them in memory
+            for micro in self._losses(self.val[start:start + EVALUATED], "token"):
+                loss, count = loss + micro.sums["loss"], count + micro.sums["count"]
         return {"eval_loss": round(loss / count, 6)}
 
 
@@ -109,21 +115,21 @@ def sft(
         loaded = load_trainable(config.model, dtype=config.dtype, device=config.device, lora=config.lora,
                                 frozen_layers=config.frozen_layers, gradient_checkpointing=config.gradient_checkpointing)
         run.hold_to({f"model {config.model}": loaded.digest})
-        rows, skipped = tokenise(loaded, train, config)
-        val_rows, _ = tokenise(loaded, val, config)
+        rows, skipped = tokenise(loaded, train, config, folder=run.folder)
+        val_rows, _ = tokenise(loaded, val, config, folder=run.folder)
         task = SFTTask(loaded, rows, val_rows, config)
         outcome = fit(run, task, loaded.model, loop=config.loop, optim=config.optim, save=config.save, seed=config.seed,
                       progress=progress, warn=warn)
         return _finish(run, loaded, outcome, resolved, data_id, skipped)
 
 
-def tokenise(loaded: Loaded, examples: Sequence[Example], config: SFTConfig) -> tuple[list[Row], int]:
-    """Rows and the number of examples that gave none."""
-    rows: list[Row] = []
+def tokenise(loaded: Loaded, examples: Sequence[Example], config: SFTConfig, *, folder: Path | str | None = None) -> tuple[RowFile, int]:
+    """Rows, on disk in `folder` (None: where the system has its temporary files), and the number of examples that gave none."""
+    rows = RowFile(folder or tempfile.gettempdir())
     skipped = 0
     for example in examples:
         made = rows_of(loaded.tokenizer, example, all_tokens=config.loss == "all", max_tokens=config.max_tokens)
-        rows += made
+        rows.extend(made)
         skipped += not made
     if examples and not rows:
         raise UserError(f"none of the {len(examples)} examples has a token to train on within max_tokens={config.max_tokens}; "

@@ -1,0 +1,53 @@
+"""Rows of tokens on disk, so that preparing and holding them takes as much memory for a million rows as for ten.
+
+A row is its token ids (int32) and weights (float64) one after the other; what is held in memory is where each ends, 8 bytes a row.
+The file has no name (or is deleted when closed, where the system cannot do that), so nothing is left behind by a run that is killed.
+"""
+
+import tempfile
+from array import array
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import overload
+
+from tutelage.text.mask import Row
+
+BYTES = array("i").itemsize + array("d").itemsize  # of a token
+
+
+class RowFile(Sequence[Row]):
+    """Rows that are added at the end and read by number."""
+
+    def __init__(self, folder: Path | str):
+        """`folder`: where the room is taken; it must exist."""
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed with this object
+        self._ends = array("q", [0])
+
+    def extend(self, rows: Iterable[Row]) -> None:
+        self._file.seek(self._ends[-1])
+        for row in rows:
+            if len(row.token_ids) != len(row.weights):
+                raise ValueError(f"a row has {len(row.token_ids)} tokens and {len(row.weights)} weights")
+            self._file.write(array("i", row.token_ids).tobytes() + array("d", row.weights).tobytes())
+            self._ends.append(self._ends[-1] + BYTES * len(row.token_ids))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    @overload
+    def __getitem__(self, at: int) -> Row: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Row]: ...
+    def __getitem__(self, at: int | slice) -> Row | list[Row]:
+        if isinstance(at, slice):
+            return [self[number] for number in range(*at.indices(len(self)))]
+        number = at + len(self) if at < 0 else at
+        if not 0 <= number < len(self):
+            raise IndexError(f"row {at} of {len(self)}")
+        begin, end = self._ends[number], self._ends[number + 1]
+        self._file.seek(begin)
+        data, count = self._file.read(end - begin), (end - begin) // BYTES
+        token_ids, weights = array("i"), array("d")
+        token_ids.frombytes(data[:count * token_ids.itemsize])
+        weights.frombytes(data[count * token_ids.itemsize:])
+        return Row(token_ids.tolist(), weights.tolist())
