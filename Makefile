@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 DEMO ?= demo
 LANGUAGE ?= en
 
-.PHONY: install demo demo-seeds seeds comparison test test-all test-kill test-people test-web label-efficiency test-peers bench bench-check mutants lint sizes clean
+.PHONY: install demo demo-seeds seeds comparison test test-all test-kill test-people test-web label-efficiency test-peers bench bench-check bench-learning bench-engines mutants lint sizes clean
 
 install: $(VENV)/.installed
 
@@ -76,6 +76,14 @@ bench: install
 # the newest kept ratio of each row beside the one before; fails where one fell
 bench-check: install
 	@$(BIN)/python benchmarks/bench.py --check
+
+# reward against wall-clock and responses, PPO and GRPO here and in TRL, three seeds; can be stopped and goes on; half an hour
+bench-learning: install
+	@$(BIN)/python benchmarks/learning.py
+
+# the sampling engines that are here, and servers by their addresses: ENGINES="--address http://localhost:8000/v1\#model"
+bench-engines: install
+	@$(BIN)/python benchmarks/engines.py $(ENGINES)
 
 mutants: install
 	@$(BIN)/python tests/numerics/mutants.py

@@ -33,7 +33,7 @@ from tutelage.training.rloo import RLOOConfig
 from tutelage.training.sft import SFTConfig, sft
 from tutelage.training.state import SaveConfig
 
-DTYPE = {"bf16": "bfloat16", "fp32": "float32"}
+DTYPE = {"bf16": "bfloat16", "fp32": "float32", "int8": "bfloat16"}
 TUNED = OptimConfig(learning_rate=OPTIM["learning_rate"], schedule="constant", warmup=0.0, betas=OPTIM["betas"], eps=OPTIM["eps"],
                     clip=OPTIM["clip"])
 NEVER = SaveConfig(every_steps=0, every_seconds=0)
@@ -103,11 +103,11 @@ def run_rl(place: Path, dtype: str, out: Path, kind: str, *, learning: int | Non
     return {**figures, "reward": [row["reward"] for row in Run(out).metrics() if "reward" in row]}
 
 
-def run_sampling(place: Path, dtype: str, kind: str) -> dict[str, Any]:
+def run_sampling(place: Path, dtype: str, kind: str, *, int8: bool = False) -> dict[str, Any]:
     """`rounds` batches from a warm engine.  Mixed: each answer has a length of its own, at which it ends."""
     loaded = load(str(place / "endless"), dtype=dtype, device="cpu")
     rows = SAMPLING["mixed_rows"] if kind == "sample-mixed" else int(kind.removeprefix("sample-"))
-    engine = LocalEngine(loaded.model, loaded.tokenizer, policy="bench", batch_rows=min(rows, 64))
+    engine = LocalEngine(loaded.model, loaded.tokenizer, policy="bench", batch_rows=min(rows, 64), int8=int8)
     steps = []
     for number in range(SAMPLING["rounds"]):
         lengths = mixed_lengths(rows) if kind == "sample-mixed" else [SAMPLING["tokens"]] * rows
@@ -145,7 +145,7 @@ def main() -> None:
         elif work.startswith("learn-"):
             found = run_rl(place, dtype, out, work.removeprefix("learn-"), learning=int(sys.argv[4]))
         else:
-            found = run_sampling(place, dtype, work)
+            found = run_sampling(place, dtype, work, int8=setting == "int8")
     print(json.dumps({**found, "versions": versions()}))
 
 
