@@ -39,6 +39,10 @@ EQUIVALENT: list[Equivalent] = [
         "TILE, ROWS = 2048, 1024  # tokens of the vocabulary and positions that are worked on at a time: 8 MB of logits",
         "TILE, ROWS = 2048, 1025  # tokens of the vocabulary and positions that are worked on at a time: 8 MB of logits",
         "How much is worked on at a time: each position's numbers are sums over the vocabulary, in any parts."),
+    Equivalent("algos/cross_entropy.py", "_read", "extremum",
+        "first = logits_nt.amax(1, keepdim=True) if first is None else first", "first = logits_nt.amin(1, keepdim=True) if first is None else first",
+        "Any reference gives the same: it is taken off every logit and comes back with the norm; where it lets the exponential overflow, the "
+        "largest of all is taken instead."),
     Equivalent("algos/cross_entropy.py", "", "constant",
         "KEPT_BYTES = 400_000_000  # of softmaxes that one call keeps for the backward pass; above that logits are made twice instead",
         "KEPT_BYTES = 400000001  # of softmaxes that one call keeps for the backward pass; above that logits are made twice instead",

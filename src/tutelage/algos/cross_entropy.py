@@ -109,30 +109,29 @@ def _read(hidden_nD: Tensor, target_n: Tensor, weight_VD: Tensor, temperature: f
           each: Callable[[int, Tensor, Tensor], None] | None = None, reference_n1: Tensor | None = None) -> _Read:
     """The softmax of hidden W^T / temperature in float32, TILE tokens of the vocabulary at a time, which stay in the cache.
 
-    each(first token, exp(logit - reference) [n, t], float32 [t, D] of the matrix): called tile by tile.  The reference is the largest
+    each(number of the tile, exp(logit - reference) [n, t], float32 [t, D] of the matrix): called tile by tile.  The reference is the largest
     logit of the first tile, or the largest of all (`reference_n1`) where that is so much larger that the exponential overflows.
     """
     x_nD, count, first = hidden_nD.float() / temperature, len(hidden_nD), reference_n1
     norm_n, crossed_n, lead_n = (torch.zeros(count, device=hidden_nD.device) for _ in range(3))
-    room = x_nD.new_empty(count * min(TILE, len(weight_VD)))  # for all tiles: new memory for each would cost more than its use
+    room = x_nD.new_empty(count * TILE)  # for all tiles: new memory for each would cost more than its use
     room_of_e = torch.empty_like(room) if entropy else room
-    for low in range(0, len(weight_VD), TILE):
-        part_tD = weight_VD[low:low + TILE].float()
-        logits_nt, e_nt = (each[:count * len(part_tD)].view(count, -1) for each in (room, room_of_e))
+    for number, tile_tD in enumerate(weight_VD.split(TILE)):
+        part_tD = tile_tD.float()
+        logits_nt, e_nt = (whole[:count * len(part_tD)].view(count, -1) for whole in (room, room_of_e))
         torch.mm(x_nD, part_tD.T, out=logits_nt)
         first = logits_nt.amax(1, keepdim=True) if first is None else first
         logits_nt.sub_(first)
-        at_n = target_n - low
-        here_n = (at_n >= 0) & (at_n < len(part_tD))
-        lead_n = torch.where(here_n, logits_nt.gather(1, at_n.clamp(0, len(part_tD) - 1)[:, None])[:, 0], lead_n)
+        at_n = (target_n % TILE).clamp(max=len(part_tD) - 1)
+        lead_n = torch.where(target_n // TILE == number, logits_nt.gather(1, at_n[:, None])[:, 0], lead_n)
         torch.exp(logits_nt, out=e_nt)
         if entropy:
             crossed_n += torch.linalg.vecdot(e_nt, logits_nt)
         norm_n += e_nt.sum(1)
         if each is not None:
-            each(low, e_nt, part_tD)
+            each(number, e_nt, part_tD)
     if reference_n1 is None and not norm_n.isfinite().all():
-        largest = [(x_nD @ weight_VD[low:low + TILE].float().T).amax(1) for low in range(0, len(weight_VD), TILE)]
+        largest = [(x_nD @ tile_tD.float().T).amax(1) for tile_tD in weight_VD.split(TILE)]
         return _read(hidden_nD, target_n, weight_VD, temperature, entropy, each, torch.stack(largest).amax(0)[:, None])
     log_z_n = norm_n.log()
     return _Read(lead_n - log_z_n, log_z_n - crossed_n / norm_n if entropy else torch.zeros_like(norm_n), lead_n, norm_n)
@@ -154,9 +153,9 @@ class _OneMatrix(torch.autograd.Function):
         logp_N, entropy_N = hidden_ND.new_zeros(count, dtype=torch.float32), hidden_ND.new_zeros(count, dtype=torch.float32)
         slope_ND = torch.empty(hidden_ND.shape, dtype=torch.float32, device=hidden_ND.device) if graded else None
         for at in _parts(count, len(matrix_VD), chunk):
-            def average(low: int, e_nt: Tensor, part_tD: Tensor, at: slice = at) -> None:
+            def average(number: int, e_nt: Tensor, part_tD: Tensor, at: slice = at) -> None:
                 """slope = e W, not divided by the norm"""
-                torch.addmm(slope_ND[at], e_nt, part_tD, beta=float(low > 0), out=slope_ND[at])
+                torch.addmm(slope_ND[at], e_nt, part_tD, beta=float(number > 0), out=slope_ND[at])
 
             read = _read(hidden_ND[at], target_N[at], matrix_VD, temperature, entropy, average if graded else None)
             logp_N[at], entropy_N[at] = read.logp_n, read.entropy_n
@@ -184,8 +183,8 @@ class _TrainedMatrix(torch.autograd.Function):
         logp_N, entropy_N, norm_N = (hidden_ND.new_zeros(count, dtype=torch.float32) for _ in range(3))
         e_NV = torch.empty(count, len(weight_VD), dtype=weight_VD.dtype, device=hidden_ND.device)
         for at in _parts(count, len(weight_VD), chunk):
-            def keep(low: int, e_nt: Tensor, _: Tensor, at: slice = at) -> None:
-                e_NV[at, low:low + e_nt.shape[1]] = e_nt
+            def keep(number: int, e_nt: Tensor, _: Tensor, at: slice = at) -> None:
+                e_NV[at, number * TILE:][:, :e_nt.shape[1]] = e_nt
 
             read = _read(hidden_ND[at], target_N[at], weight_VD, temperature, entropy, keep)
             logp_N[at], entropy_N[at], norm_N[at] = read.logp_n, read.entropy_n, read.norm_n

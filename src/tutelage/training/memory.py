@@ -18,19 +18,35 @@ def rss_gb() -> float:
     return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e9, 2)
 
 
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h
+FREE, LARGE = 2**31 - 1, 32 * 2**20  # bytes; the second is the most that glibc takes
+
+
 @functools.cache
-def _glibc_trim() -> Callable[[int], int] | None:
+def _glibc(name: str) -> Callable[..., int] | None:
     try:
-        return ctypes.CDLL("libc.so.6").malloc_trim
+        return getattr(ctypes.CDLL("libc.so.6"), name)
     except (OSError, AttributeError):
         return None  # not glibc: its allocator gives memory back by itself or not at all
 
 
 def trim() -> None:
     """Hand free heap pages back to the system (glibc only; nothing elsewhere)."""
-    glibc_trim = _glibc_trim()
-    if glibc_trim is not None:
-        glibc_trim(0)
+    malloc_trim = _glibc("malloc_trim")
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+def keep_pages() -> None:
+    """Let free pages stay with the process until `trim` (glibc only; nothing elsewhere).
+
+    Else the tensors of a backward pass are handed back one by one and the next forward pass, of the same step, has to be given all
+    of its pages anew.
+    """
+    mallopt = _glibc("mallopt")
+    if mallopt is not None:
+        mallopt(TRIM_THRESHOLD, FREE)
+        mallopt(MMAP_THRESHOLD, LARGE)
 
 
 def collect() -> None:

@@ -16,6 +16,7 @@ from tutelage.models.load import Loaded, load, save
 from tutelage.models.lora import add_lora, merge, save_adapter
 from tutelage.store.runs import versions
 from tutelage.text.chat import template_digest
+from tutelage.training.memory import keep_pages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ def load_trainable(
     name: str, *, dtype: str, device: str, lora: LoraConfig, frozen_layers: int = 0, gradient_checkpointing: bool = False
 ) -> Loaded:
     """A model whose trainable parameters require gradients: all of them, all above `frozen_layers`, or the adapters alone."""
+    keep_pages()
     loaded = load(name, dtype=dtype, device=device)
     model = quicken(loaded.model)
     model.requires_grad_(not lora.rank)
