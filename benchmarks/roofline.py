@@ -22,6 +22,8 @@ import torch
 from bench import KEPT
 from rows import PAIRS, RL, ROWS, SAMPLING, SFT
 
+from tutelage.algos.cross_entropy import ROWS as POSITIONS
+from tutelage.algos.cross_entropy import TILE
 from tutelage.models.prefix import trie
 from tutelage.rollout.llama import _packed_linear
 from tutelage.training.networks import fast_matmuls
@@ -63,15 +65,15 @@ def rates(rows: Sequence[int] = (16, 64), tokens: int = 1200) -> Rates:
         flops += 2 * tokens * a * b
         forward += seconds(lambda: x @ w.T)  # noqa: B023
         backward += seconds(lambda: (g @ w, g.T @ x))  # noqa: B023
-    hidden, matrix = torch.randn(512, HIDDEN), torch.randn(VOCABULARY, HIDDEN)
-    logits = seconds(lambda: hidden @ matrix.T, 3)
-    slope, short, narrow = torch.randn(512, VOCABULARY).bfloat16(), matrix.bfloat16(), hidden.bfloat16()
+    hidden, matrix, room = torch.randn(POSITIONS, HIDDEN), torch.randn(VOCABULARY, HIDDEN), torch.empty(POSITIONS, TILE)
+    logits = seconds(lambda: [torch.mm(hidden, part.T, out=room) for part in matrix.split(TILE)], 3)
+    slope, short, narrow = torch.randn(POSITIONS, VOCABULARY).bfloat16(), matrix.bfloat16(), hidden.bfloat16()
     slopes = seconds(lambda: (slope @ short, slope.T @ narrow), 3)
     decode = {count: decoding(count) for count in rows}
     weights = [torch.zeros(TRUNK + HEAD, requires_grad=True)]
     weights[0].grad = torch.zeros(TRUNK + HEAD)
     optimizer = torch.optim.AdamW(weights, fused=True)
-    return Rates(flops / forward, 2 * flops / backward, 2 * 512 * HEAD / logits, 4 * 512 * HEAD / slopes, decode,
+    return Rates(flops / forward, 2 * flops / backward, 2 * POSITIONS * HEAD / logits, 4 * POSITIONS * HEAD / slopes, decode,
                  seconds(optimizer.step, 3))
 
 
@@ -104,8 +106,8 @@ def amounts(work: dict[str, Any]) -> dict[str, Amounts]:
         "reward": Amounts(0, pairs, 0, 0),
         "dpo": Amounts(pairs, pairs, 2 * answers, answers),
         "grpo": Amounts(prompts + tree, tree, 2 * own, own, drawn),  # prompts before sampling; the reference
-        "rloo": Amounts(prompts + 2 * tree, tree, 3 * own, own, drawn),  # the policy before the update, too
-        "ppo": Amounts(prompts + 3 * tree, passes * tree, (2 + passes) * own, passes * own, drawn, passes),  # and the reward model
+        "rloo": Amounts(prompts + tree, tree, 2 * own, own, drawn),
+        "ppo": Amounts(prompts + 2 * tree, passes * tree, (1 + passes) * own, passes * own, drawn, passes),  # the reward model, too
         "sample-16": Amounts(0, 0, 0, 0, (16, SAMPLING["tokens"]), 0),
         "sample-64": Amounts(0, 0, 0, 0, (64, SAMPLING["tokens"]), 0),
     }

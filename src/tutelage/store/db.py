@@ -6,6 +6,7 @@ the disk (synchronous = FULL).
 """
 
 import contextlib
+import sqlite3
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -109,7 +110,9 @@ def _sqlite(url) -> Engine:
     @event.listens_for(engine, "connect")
     def connected(connection, record):
         connection.isolation_level = None  # the driver begins no transaction by itself: we do, below
-        for pragma in (f"busy_timeout={BUSY_MS}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
+        connection.execute(f"PRAGMA busy_timeout={BUSY_MS}").fetchall()
+        _write_ahead(connection)
+        for pragma in ("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
             connection.execute(f"PRAGMA {pragma}").fetchall()  # secure_delete: erased text does not stay in free pages
 
     @event.listens_for(engine, "begin")
@@ -118,6 +121,20 @@ def _sqlite(url) -> Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("write") else "BEGIN")
 
     return engine
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Write-ahead logging; where several processes make one database at the same moment, SQLite refuses this at once, whatever
+    busy_timeout says, so it is asked again for as long."""
+    until = time.monotonic() + BUSY_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").fetchall()
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.02)
 
 
 def _version(connection: Connection) -> str | None:
