@@ -50,14 +50,19 @@ def environment(folder: Path, peer: str) -> Path:
     return python
 
 
-def one(python: Path | str, script: str, folder: Path, work: str, setting: str) -> dict[str, Any]:
+def said(python: Path | str, script: str, folder: Path, work: str, setting: str, *more: str) -> dict[str, Any]:
     """Run one process to its end; what its last line says."""
-    begun = time.perf_counter()
-    done = subprocess.run([str(python), str(HERE / script), str(folder), work, setting], capture_output=True, text=True, check=False,
+    done = subprocess.run([str(python), str(HERE / script), str(folder), work, setting, *more], capture_output=True, text=True, check=False,
                           env={**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
     if done.returncode:
-        raise SystemExit(f"{script} {work} {setting} failed:\n{done.stderr[-3000:]}")
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+        raise SystemExit(f"{' '.join((script, work, setting, *more))} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def one(python: Path | str, script: str, folder: Path, work: str, setting: str) -> dict[str, Any]:
+    """The same, with a line about its speed."""
+    begun = time.perf_counter()
+    found = said(python, script, folder, work, setting)
     print(f"  {script} {work} {setting}: {speed(found, work):.3g} {amount(work)}/s, {found['peak_gb']:.2f} GB, "
           f"{time.perf_counter() - begun:.0f} s in all", flush=True)
     return found

@@ -9,10 +9,10 @@ picture are written at the end (`--write`: from what is kept, and nothing is run
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,7 +24,6 @@ import page
 from page import plt
 from rows import LEARN
 
-HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- learning: begin (written by `make bench-learning`) -->", "<!-- learning: end -->"
 LAST = 3  # steps whose mean reward is what a run has reached
 
@@ -43,12 +42,7 @@ SIDES = tuple(side for algorithm, peer in (("ppo", "trl-1.11"), ("grpo", "trl"))
 def run(side: Side, folder: Path, seed: int) -> dict[str, Any]:
     """One run in a process of its own: reward and seconds, step by step."""
     python = sys.executable if side.who == "ours" else bench.environment(folder, side.who)
-    done = subprocess.run([str(python), str(HERE / side.script), str(folder / "inputs"), f"learn-{side.algorithm}", side.setting, str(seed)],
-                          capture_output=True, text=True, check=False,
-                          env={**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
-    if done.returncode:
-        raise SystemExit(f"{side.script} {side.algorithm} {seed} failed:\n{done.stderr[-3000:]}")
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+    found = bench.said(python, side.script, folder / "inputs", f"learn-{side.algorithm}", side.setting, str(seed))
     seconds = [step["seconds"] for step in found["steps"]]
     if not len(seconds) == len(found["reward"]) == LEARN["steps"]:
         raise SystemExit(f"{side}: {len(seconds)} steps and {len(found['reward'])} rewards, wanted {LEARN['steps']}; nothing is kept")
@@ -93,12 +87,12 @@ def picture(runs: list[dict[str, Any]], path: Path) -> None:
         for side, colour in zip((each for each in SIDES if each.algorithm == algorithm), ("#1f5fa8", "#b3541e"), strict=True):
             mine = of(runs, side)
             for each in mine:
-                clock = [sum(each["seconds"][:at + 1]) for at in range(len(each["seconds"]))]
+                clock = list(itertools.accumulate(each["seconds"]))
                 row[0].plot([a_step * (at + 1) for at in range(len(clock))], each["reward"], color=colour, alpha=0.3, linewidth=1)
                 row[1].plot(clock, each["reward"], color=colour, alpha=0.3, linewidth=1)
             if mine:
                 mean = [statistics.fmean(values) for values in zip(*(each["reward"] for each in mine), strict=True)]
-                clock = [statistics.fmean(sum(each["seconds"][:at + 1]) for each in mine) for at in range(len(mean))]
+                clock = list(itertools.accumulate(statistics.fmean(values) for values in zip(*(each["seconds"] for each in mine), strict=True)))
                 row[0].plot([a_step * (at + 1) for at in range(len(mean))], mean, color=colour, linewidth=2.2, label=side.who)
                 row[1].plot(clock, mean, color=colour, linewidth=2.2, label=side.who)
         row[0].set_ylabel(f"{algorithm}: mean reward")
@@ -113,14 +107,9 @@ def picture(runs: list[dict[str, Any]], path: Path) -> None:
 
 def write(runs: list[dict[str, Any]]) -> None:
     picture(runs, page.DOCS / "images" / "learning.svg")
-    path = page.DOCS / "benchmarks.md"
-    text = path.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
     words = ", ".join(f"{name} {value}" for name, value in LEARN.items())
     commits = ", ".join(sorted({f"{each['commit']} on {each['machine']}" for each in runs}))
-    path.write_text(f"{before}{BEGIN}\n{table(runs)}\n\n({words}; {commits})\n\n![reward against responses and time](images/learning.svg)\n"
-                    f"{END}{after}", encoding="utf-8")
+    page.put(BEGIN, END, f"{table(runs)}\n\n({words}; {commits})\n\n![reward against responses and time](images/learning.svg)")
 
 
 def main() -> None:

@@ -10,6 +10,8 @@ from rows import ROWS, Row
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402 - the backend is chosen first
 
+plt.rcParams["svg.hashsalt"] = "tutelage"  # the same picture from the same figures
+
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 BEGIN, END = "<!-- figures: begin (written by `make bench`) -->", "<!-- figures: end -->"
 
@@ -75,14 +77,19 @@ def spread(side: dict[str, Any]) -> str:
     return f"{side['median']:.3g} ({side['min']:.3g}-{side['max']:.3g})"
 
 
+def put(begin: str, end: str, text: str) -> None:
+    """`text` in place of what stands between two marks of docs/benchmarks.md."""
+    place = DOCS / "benchmarks.md"
+    before, _, rest = place.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    place.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+
+
 def write(found: dict[tuple[str, str, str], dict[str, Any]]) -> None:
     """The part between the marks of docs/benchmarks.md, and the picture."""
     if not found:
         return
-    place = DOCS / "benchmarks.md"
-    text = place.read_text(encoding="utf-8")
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    place.write_text(f"{before}{BEGIN}\n{table(found)}\n\n![ratios to the peers](images/benchmarks.svg)\n{END}{after}", encoding="utf-8")
+    put(BEGIN, END, f"{table(found)}\n\n![ratios to the peers](images/benchmarks.svg)")
     rows = [row for row in ROWS if key(row) in found][::-1]
     figure, axes = plt.subplots(figsize=(8, 0.5 * len(rows) + 1.2))
     for at, row in enumerate(rows):
@@ -97,5 +104,4 @@ def write(found: dict[tuple[str, str, str], dict[str, Any]]) -> None:
     axes.axvline(1, color="grey", linewidth=0.8)
     axes.set_xlabel("times the peer's speed (black: what must be reached)")
     figure.tight_layout()
-    plt.rcParams["svg.hashsalt"] = "tutelage"
     figure.savefig(DOCS / "images" / "benchmarks.svg", metadata={"Date": None})

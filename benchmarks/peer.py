@@ -189,8 +189,8 @@ def run_ppo(place: Path, work: dict, setting: str, out: str, *, learning: int | 
                      total_episodes=n * how["steps"], num_ppo_epochs=how["ppo_epochs"], response_length=how["tokens"],
                      local_rollout_forward_batch_size=n, temperature=1.0, kl_coef=how["beta"], num_sample_generations=0,
                      missing_eos_penalty=None)
-    value, judge = (model_of(place, "reward", setting, AutoModelForSequenceClassification, num_labels=1) for _ in range(2))
-    judge = judge if learning is None else Rule(tokenizer)
+    value = model_of(place, "reward", setting, AutoModelForSequenceClassification, num_labels=1)
+    judge = model_of(place, "reward", setting, AutoModelForSequenceClassification, num_labels=1) if learning is None else Rule(tokenizer)
     policy, reference = (model_of(place, "endless", setting) for _ in range(2))
     dataset = Dataset.from_list(rows)
     trainer = PPOTrainer(args=args, processing_class=tokenizer, model=policy, ref_model=reference, reward_model=judge, value_model=value,

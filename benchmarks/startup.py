@@ -64,6 +64,5 @@ def main() -> None:
           f"evaluation); {found[0][2]:.1f} s before anything was cached")
 
 
-
 if __name__ == "__main__":
     main()

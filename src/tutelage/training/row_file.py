@@ -18,8 +18,8 @@ BYTES = array("i").itemsize + array("d").itemsize  # of a token
 class RowFile(Sequence[Row]):
     """Rows that are added at the end and read by number."""
 
-    def __init__(self, folder: Path | str):
-        """`folder`: where the room is taken; it must exist."""
+    def __init__(self, folder: Path | str | None = None):
+        """`folder`: where the room is taken, and it must exist (None: where the system has its temporary files)."""
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed with this object
         self._ends = array("q", [0])
 

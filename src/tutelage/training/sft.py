@@ -1,6 +1,5 @@
 """Supervised fine-tuning on conversations (InstructGPT step 1, Ouyang et al. 2022, https://arxiv.org/abs/2203.02155)."""
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,7 +124,7 @@ def sft(
 
 def tokenise(loaded: Loaded, examples: Sequence[Example], config: SFTConfig, *, folder: Path | str | None = None) -> tuple[RowFile, int]:
     """Rows, on disk in `folder` (None: where the system has its temporary files), and the number of examples that gave none."""
-    rows = RowFile(folder or tempfile.gettempdir())
+    rows = RowFile(folder)
     skipped = 0
     for example in examples:
         made = rows_of(loaded.tokenizer, example, all_tokens=config.loss == "all", max_tokens=config.max_tokens)
