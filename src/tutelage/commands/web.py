@@ -6,7 +6,6 @@ import socket
 from argparse import Namespace
 
 import uvicorn
-from uvicorn.supervisors import Multiprocess
 
 from tutelage.commands.database import database_address
 from tutelage.core.errors import UserError
@@ -15,6 +14,7 @@ from tutelage.store.db import Database, open_database
 from tutelage.store.signin import first_admin_link, make_link
 from tutelage.terminal import Terminal
 from tutelage.web.app import DATABASE, create_app
+from tutelage.web.workers import Workers
 
 
 def run(args: Namespace, terminal: Terminal) -> int:
@@ -68,6 +68,5 @@ def _serve(db: Database, where: str, door: socket.socket, *, workers: int) -> No
         return
     os.environ[DATABASE] = where  # to each worker, which opens the database for itself
     db.close()
-    config = uvicorn.Config("tutelage.web.app:from_environment", factory=True, workers=workers,
-                            timeout_worker_healthcheck=60, **options)  # a busy machine's worker is slow, not dead
-    Multiprocess(config, sockets=[door]).run()
+    config = uvicorn.Config("tutelage.web.app:from_environment", factory=True, workers=workers, **options)
+    Workers(config, sockets=[door]).run()
