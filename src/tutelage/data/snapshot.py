@@ -5,7 +5,7 @@ wherever and whenever they were imported.  `load_rows` is the one place where a 
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from tutelage.core.errors import DamagedError, UserError, nearest
 from tutelage.core.files import canonical_json, read_json, read_jsonl, sha256_bytes, sha256_file
 from tutelage.data import starter
 from tutelage.data.reading import Quarantined, Reading, reasons_line
+from tutelage.data.record_file import RecordFile
 from tutelage.data.records import KINDS, Kept, RowError, as_kind
 from tutelage.data.split import SHARES, split_of
 
@@ -44,18 +45,11 @@ class Snapshot:
     def counts(self) -> dict[str, int]:
         return dict(self.manifest["counts"])
 
-    def rows(self, split: str) -> Iterator[Kept]:
+    def rows(self, split: str) -> RecordFile:
+        """The records of "train", "val" or "test"; they stay on disk."""
         if split not in SPLITS:
             raise UserError(f"{self.name} has no split {split!r}{nearest(split, SPLITS)}")
-        noun = KINDS[self.kind]
-        for number, row in enumerate(read_jsonl(self.path / f"{split}.jsonl"), start=1):
-            try:
-                yield noun.from_dict(row)
-            except (ValueError, TypeError, AttributeError) as error:
-                raise DamagedError(
-                    f"{self.path / split}.jsonl, record {number}: {error}; the snapshot was changed, "
-                    "import the source again"
-                ) from error
+        return RecordFile(self.path / f"{split}.jsonl", KINDS[self.kind].from_dict)
 
     def quarantine(self) -> Iterator[dict[str, Any]]:
         """{"file", "line", "reason", "raw"} of every record that was not taken."""
@@ -134,7 +128,7 @@ def now() -> str:
 
 class Rows(NamedTuple):
     kind: str
-    splits: dict[str, list[Kept]]  # "train", "val", "test"
+    splits: dict[str, Sequence[Kept]]  # "train", "val", "test"
 
 
 def _tell_nobody(line: str) -> None:
@@ -150,7 +144,7 @@ def load_rows(
     shares: dict[str, float] | None = None,
     tell: Callable[[str], None] = _tell_nobody,
 ) -> Rows:
-    """The rows behind a recipe's data name, in memory, by split.
+    """The rows behind a recipe's data name, by split: those of a snapshot stay on disk, others are in memory.
 
     Names: `starter:instructions|preferences|evaluation`; a snapshot (folder, `name@digest` or `name`, looked up in the
     workspace); a file or folder; `hf:NAME`.  `kind` asks for another noun of the same content ("examples" of a
@@ -165,7 +159,7 @@ def load_rows(
     if text.startswith("starter:"):
         found, records = starter.load(text.removeprefix("starter:"))
         if found == "prompts":
-            splits: dict[str, list[Kept]] = {"train": [], "val": [], "test": list(records)}
+            splits = {"train": [], "val": [], "test": list(records)}
         else:
             splits = _split(records, seed=seed, shares=shares or {"train": 0.9, "val": 0.1, "test": 0.0})
         return _in_kind(Rows(found, splits), kind, tell)
@@ -173,7 +167,7 @@ def load_rows(
         if (folder := _find(name, workspace)) is not None:
             snapshot = _opened(folder)
             snapshot.verify()
-            return _in_kind(Rows(snapshot.kind, {split: list(snapshot.rows(split)) for split in SPLITS}), kind, tell)
+            return _in_kind(Rows(snapshot.kind, {split: snapshot.rows(split) for split in SPLITS}), kind, tell)
         if not Path(text).exists():
             known = _names(workspace)
             raise UserError(

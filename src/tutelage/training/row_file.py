@@ -6,17 +6,19 @@ The file has no name (or is deleted when closed, where the system cannot do that
 
 import tempfile
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import overload
 
+from tutelage.core.by_number import ByNumber
 from tutelage.text.mask import Row
 
 BYTES = array("i").itemsize + array("d").itemsize  # of a token
 
 
-class RowFile(Sequence[Row]):
+class RowFile(ByNumber[Row]):
     """Rows that are added at the end and read by number."""
+
+    noun = "row"
 
     def __init__(self, folder: Path | str | None = None):
         """`folder`: where the room is taken, and it must exist (None: where the system has its temporary files)."""
@@ -34,16 +36,7 @@ class RowFile(Sequence[Row]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, at: int) -> Row: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Row]: ...
-    def __getitem__(self, at: int | slice) -> Row | list[Row]:
-        if isinstance(at, slice):
-            return [self[number] for number in range(*at.indices(len(self)))]
-        number = at + len(self) if at < 0 else at
-        if not 0 <= number < len(self):
-            raise IndexError(f"row {at} of {len(self)}")
+    def read(self, number: int) -> Row:
         begin, end = self._ends[number], self._ends[number + 1]
         self._file.seek(begin)
         data, count = self._file.read(end - begin), (end - begin) // BYTES
