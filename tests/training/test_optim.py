@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tutelage.training.optim import OptimConfig, Optimizer, scale_at
+from tutelage.training.optim import OptimConfig, Optimizer, dithered, scale_at
 
 PLAIN = {"learning_rate": 1e-2, "schedule": "constant", "warmup": 0.0, "clip": 0.0}
 
@@ -69,7 +69,7 @@ def test_rmsprop_equals_torch_rmsprop(clip, dtype):
     ours = net(dtype=dtype)
     optimizer = Optimizer(ours.named_parameters(), config, total_updates=20)
     shadow = net(dtype=dtype)
-    masters = [p.detach().float().clone().requires_grad_() for p in shadow.parameters()]
+    masters = [master.detach().clone().requires_grad_() for master in optimizer.masters.values()]
     witness = torch.optim.RMSprop(masters, lr=1e-3, alpha=0.9, eps=1e-5)
     scaled = torch.optim.lr_scheduler.LambdaLR(witness, lambda update: scale_at(config, update, 20))
     for step in range(20):
@@ -121,7 +121,7 @@ def test_the_first_update_of_rmsprop_by_hand():
 def test_bfloat16_parameters_follow_their_float32_masters():
     model = net(dtype=torch.bfloat16)
     optimizer = Optimizer(model.named_parameters(), OptimConfig(**PLAIN), total_updates=100)
-    witness_masters = [p.detach().float().clone().requires_grad_() for p in model.parameters()]
+    witness_masters = [master.detach().clone().requires_grad_() for master in optimizer.masters.values()]
     witness = torch.optim.AdamW(witness_masters, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
     shadow = net(dtype=torch.bfloat16)
     for step in range(10):
@@ -141,13 +141,43 @@ def test_bfloat16_parameters_follow_their_float32_masters():
 
 
 def test_steps_too_small_for_bfloat16_add_up_in_the_masters():
-    """1 + 1e-4 is 1 in bfloat16 (8 bits); a hundred such steps are not."""
+    """1 - 1e-4 is 1 in bfloat16 (8 bits); a hundred such steps are not, wherever between its neighbours the master began."""
     p = nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
     optimizer = Optimizer([("p", p)], OptimConfig(**{**PLAIN, "learning_rate": 1e-4}), total_updates=100)
+    begun = optimizer.masters["p"].item()
     for _ in range(100):
         p.sum().backward()
         optimizer.step()
-    assert optimizer.masters["p"].item() == pytest.approx(0.99, abs=1e-4) and p.item() == pytest.approx(0.99, abs=4e-3) != 1
+    assert begun != 1 and optimizer.masters["p"].item() == pytest.approx(begun - 0.01, abs=1e-4)
+    assert p.item() == pytest.approx(0.99, abs=4e-3) != 1
+
+
+@pytest.mark.parametrize("shape", [(3,), (700, 301), (65_521,)])
+def test_masters_round_to_their_parameters_and_lie_evenly_between_the_neighbours(shape):
+    x = (3 * torch.randn(shape, generator=torch.Generator().manual_seed(1))).bfloat16()
+    x.view(-1)[0], x.view(-1)[1], x.view(-1)[2] = 0.0, -0.0, -2.0  # -2: its neighbours are not equally far away
+    out = dithered(x)
+    assert out.dtype == torch.float32 and torch.equal(out.bfloat16(), x) and torch.equal(dithered(x), out)
+    assert out.view(-1)[:2].tolist() == [0, 0]
+    if x.numel() > 1000:
+        place = ((out.view(torch.int32) - x.float().view(torch.int32)) / 2**16)[x != 0]  # in steps of bfloat16, from -1/2 to 1/2
+        assert abs(float(place.mean())) < 0.01 and float(place.std()) == pytest.approx(12**-0.5, rel=0.02)
+        assert float(torch.corrcoef(torch.stack([place[1:], place[:-1]]))[0, 1]) == pytest.approx(0, abs=0.02)
+    whole = torch.tensor([1.5, -0.25], dtype=torch.float16)
+    assert torch.equal(dithered(whole), whole.float())
+    single = torch.tensor([1.5, -0.25])
+    assert torch.equal(dithered(single), single) and dithered(single).data_ptr() != single.data_ptr()  # a copy, as of the others
+
+
+def test_a_small_update_is_seen_in_its_share_of_bfloat16_weights():
+    """A tenth of the step at 1 (2^-7 above it, 2^-8 below), up or down: a tenth of the weights see it; their mean moves as it should."""
+    for sign, step in ((1, 2.0**-7), (-1, 2.0**-8)):
+        p = nn.Parameter(torch.ones(20_000, dtype=torch.bfloat16))
+        optimizer = Optimizer([("p", p)], OptimConfig(**{**PLAIN, "learning_rate": 0.1 * step}), total_updates=1)
+        (-sign * p).sum().backward()
+        optimizer.step()
+        assert float((p.detach() != 1).float().mean()) == pytest.approx(0.1, abs=0.01)
+        assert float((p.detach().float() - 1).mean()) == pytest.approx(sign * 0.1 * step, rel=0.1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

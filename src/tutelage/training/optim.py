@@ -3,8 +3,13 @@
 Parameters in bfloat16 get a float32 copy that is what is optimised; gradients of all micro-batches are added up in
 float32 (in a hook, as soon as the backward pass has made them, so that no bfloat16 gradient is kept).  Parameters
 in float32 are their own master.  (Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740, section 3.1.)
+
+A copy begins anywhere in the interval of numbers that round to its parameter (`dithered`).  Were it the parameter itself, no update
+would be seen in the network before it came to half a step of bfloat16, 0.2 to 0.4 % of the weight: at usual rates, dozens of updates.
+(Rounding that loses small updates: Zamirai et al. 2020, https://arxiv.org/abs/2010.06192, whose remedy is stochastic rounding.)
 """
 
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +17,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+DRAWN = 65_521  # numbers that are drawn, and used over and over; prime, so that no row of a matrix has those of the row before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +67,32 @@ def scale_at(config: OptimConfig, update: int, total: int) -> float:
     return left if config.schedule == "constant" else config.floor + (1 - config.floor) * left
 
 
+def dithered(x: Tensor) -> Tensor:
+    """A float32 copy of a bfloat16 tensor: of each number, one drawn evenly from those that round to it.  Zeros stay zeros.
+
+    So a change of a share s of the step to the next number is seen, rounded, in a share s of the weights: right on average, where
+    without this it is seen in none.  The draw depends on the place in the tensor alone.
+
+    >>> x = torch.randn(1000).bfloat16()
+    >>> bool((dithered(x).bfloat16() == x).all()), bool((dithered(x) == x).any())
+    (True, False)
+    """
+    if x.dtype != torch.bfloat16:
+        return x.to(torch.float32, copy=True)
+    out = x.float().contiguous()
+    bit_N = out.view(-1).view(torch.int32)  # neighbours in bfloat16 are 2^16 apart; up to 2^15 - 1 either way rounds back
+    drawn_L = _drawn().to(x.device)
+    whole = bit_N.numel() // DRAWN * DRAWN
+    bit_N[:whole].view(-1, DRAWN).add_(drawn_L)
+    bit_N[whole:].add_(drawn_L[:bit_N.numel() - whole])
+    return out if x.all() else out.masked_fill_(x == 0, 0.0)  # around zero, steps are too small to matter
+
+
+@functools.cache
+def _drawn() -> Tensor:
+    return torch.randint(-0x7FFF, 0x8000, (DRAWN,), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
+
+
 KEPT = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "rmsprop": ("step", "square_avg")}  # of each parameter, between updates
 PREFIX = {"adamw": "adam", "rmsprop": "rmsprop"}  # in a checkpoint
 
@@ -81,7 +114,7 @@ class Optimizer:
             if p.dtype == torch.float32:
                 self.masters[name] = p
             else:
-                self.masters[name] = p.detach().float().clone()
+                self.masters[name] = dithered(p.detach())
                 self._hooks.append(p.register_post_accumulate_grad_hook(self._gatherer(name)))
         matrices = [m for m in self.masters.values() if m.dim() >= 2]
         vectors = [m for m in self.masters.values() if m.dim() < 2]
