@@ -71,7 +71,13 @@ class Stub:
 
 @contextmanager
 def serving(script: Callable[[dict, int], Reply] = lambda body, number: answer(), **options: Any) -> Iterator[Stub]:
-    stub = Stub(script, **options)
+    with on_loopback(Stub(script, **options)) as stub:
+        yield stub
+
+
+@contextmanager
+def on_loopback(stub: Any) -> Iterator[Any]:
+    """Serve whatever has `reply(path, headers, body)`; its `address` is set."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "models": {"core"},
     "remote": {"core"},
     "store": {"core", "stats"},
-    "rollout": {"core", "text", "models"},
+    "rollout": {"core", "text", "models", "remote"},
     "judges": {"core", "text", "models"},
     "training": {"core", "algos", "stats", "text", "data", "models", "store", "rollout", "judges"},
     "evals": {"core", "stats", "data", "store", "judges"},

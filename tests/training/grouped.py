@@ -110,7 +110,7 @@ def state_of(config: RLConfig, judge: Callable[..., list[float]] = low_bytes) ->
 def sampled(state: TrainState, config: RLConfig, *, apart: float = 0.0) -> tuple[Rollouts, list[Judgement]]:
     """Answers of the model; `apart`: how far (nats) the log-probs of old policy and reference are moved away by noise."""
     responses = answer(state.engine, PROMPTS, config.sampling(0))
-    rollouts = score(state.networks, state.engine.tokenizer, PROMPTS, responses, config)
+    rollouts = score(state, PROMPTS, responses, config)
     rng = torch.Generator().manual_seed(0)
     noise = lambda: apart * torch.randn(rollouts.logp_BT.shape, generator=rng) * rollouts.acted_BT
     return (rollouts._replace(logp_BT=rollouts.logp_BT + noise(), ref_logp_BT=rollouts.ref_logp_BT + noise()),

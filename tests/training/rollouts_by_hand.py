@@ -76,7 +76,7 @@ def rolled(state: TrainState, config: RLConfig) -> tuple[Rollouts, list[Judgemen
     """Answers to the three prompts, judged and scored; the first counts 1 token, the second 2, and so on, so that means over
     tokens and over responses differ."""
     responses = answer(state.engine, PROMPTS, config.sampling(state.step))
-    rollouts = score(state.networks, state.engine.tokenizer, PROMPTS, responses, config)
+    rollouts = score(state, PROMPTS, responses, config)
     first_BT = rollouts.acted_BT.cumsum(1) <= torch.arange(1, len(responses) + 1)[:, None]
     return rollouts._replace(acted_BT=rollouts.acted_BT & first_BT), judge_all(state.judge, PROMPTS, responses)
 

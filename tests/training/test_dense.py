@@ -247,11 +247,11 @@ def test_what_was_sampled_is_what_is_rewarded():
     state = state_of(CONFIG, SpanJudge(first_half))
     responses = answer(state.engine, PROMPTS, replace(CONFIG.sampling(0), max_tokens=12))
     judgements = judge_all(state.judge, PROMPTS, responses)
-    rollouts = score(state.networks, state.engine.tokenizer, PROMPTS, responses, CONFIG, judgements=judgements)
+    rollouts = score(state, PROMPTS, responses, CONFIG, judgements=judgements)
     assert any(worth(responses)) and [value for j in judgements for value in j.values] == worth(responses)
     assert rollouts.dense_BT.sum(1).tolist() == worth(responses)
     assert not rollouts.dense_BT[~rollouts.acted_BT].any()
-    assert score(state.networks, state.engine.tokenizer, PROMPTS, responses, CONFIG).dense_BT is None
+    assert score(state, PROMPTS, responses, CONFIG).dense_BT is None
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "a2c", "rloo"])

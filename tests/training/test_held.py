@@ -64,7 +64,7 @@ def test_a_held_pass_of_other_rows_is_not_taken(monkeypatch):
     inner = state.networks.forward
     monkeypatch.setattr(state.networks, "forward", lambda *args, **more: said.append(1) or inner(*args, **more))
     responses = rollouts.answer(state.engine, PROMPTS, config.sampling(0))
-    held = rollouts.score(state.networks, state.engine.tokenizer, PROMPTS, responses, config, hold=True)
+    held = rollouts.score(state, PROMPTS, responses, config, policy="held")
     assert held.held is not None and sorted(held.held.rows) == list(range(len(responses))) and len(said) == 1
 
     def loss(part, new):

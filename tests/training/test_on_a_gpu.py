@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 import pytest
-import toys
 import torch
+import toys
 
 from tutelage.core.words import Sampling
 from tutelage.judges.rules import FunctionJudge

@@ -185,7 +185,7 @@ def test_the_ratio_is_one_before_the_first_update(temperature):
     state = state_of(config)
     state.networks.policy.base_model.norm.weight.data.mul_(5)  # random logits are almost flat: give temperature something to do
     responses = answer(state.engine, PROMPTS, config.sampling(0))
-    rollouts = score(state.networks, state.engine.tokenizer, PROMPTS, responses, config)
+    rollouts = score(state, PROMPTS, responses, config)
     gap_BT = (rollouts.logp_BT - rollouts.sampler_logp_BT).exp() - 1
     assert rollouts.acted_BT.sum() > 20 and rollouts.logp_BT[rollouts.acted_BT].std() > 0.1
     assert gap_BT.abs().max() < 1e-5
@@ -200,7 +200,7 @@ def test_the_sampled_ids_are_scored_and_not_their_text():
     tokenizer = load("test", device="cpu").tokenizer
     response = Response(prompt_id=prompt.id, text=tokenizer.decode(ids[:2]), token_ids=ids, logps=(-1.0, -2.0, -3.0))
     assert tokenizer(response.text, add_special_tokens=False)["input_ids"] != list(ids[:2])
-    rollouts = score(state_of().networks, tokenizer, [prompt], [response], CONFIG)
+    rollouts = score(state_of(), [prompt], [response], CONFIG)
     assert rollouts.token_BT[rollouts.acted_BT].tolist() == list(ids)
     assert rollouts.sampler_logp_BT[rollouts.acted_BT].tolist() == [-1.0, -2.0, -3.0]
 
@@ -213,7 +213,7 @@ def test_the_end_token_is_acted_on_though_it_is_the_pad_token():
         Response(prompt_id=PROMPTS[0].id, text="a", token_ids=(97, 258), logps=(-1.0, -1.0)),
         Response(prompt_id=PROMPTS[0].id, text="abcd", index=1, token_ids=(97, 98, 99, 100, 258), logps=(-1.0,) * 5),
     ]
-    rollouts = score(state_of().networks, tokenizer, PROMPTS[:1], found, CONFIG)
+    rollouts = score(state_of(), PROMPTS[:1], found, CONFIG)
     assert rollouts.acted_BT.sum(1).tolist() == [2, 5] and rollouts.stopped_B.tolist() == [True, True]
     assert [row[mask][-1].item() for row, mask in zip(rollouts.token_BT, rollouts.acted_BT, strict=True)] == [258, 258]
     assert (rollouts.logp_BT[rollouts.acted_BT] < 0).all()
@@ -226,7 +226,7 @@ def test_a_stop_string_ends_an_answer_as_an_end_token_does():
     responses = list(state.engine.respond([(PROMPTS[0], Sampling(n=6, max_tokens=40, stop=tuple("abcdefghijklm")))]))
     by_string = [r for r in responses if r.finish == "stop" and r.token_ids[-1] != 258]
     assert by_string
-    rollouts = score(state.networks, state.engine.tokenizer, PROMPTS[:1], responses, CONFIG)
+    rollouts = score(state, PROMPTS[:1], responses, CONFIG)
     signal = credit(
         rollouts, judge_all(FunctionJudge(lambda ps, rs: [0.5] * len(rs)), PROMPTS[:1], responses), CONFIG, beta=0.0
     )
@@ -241,7 +241,7 @@ def test_kl_is_zero_at_first_and_the_reference_stays_where_it_was(rank):
     config = replace(CONFIG, lora=LoraConfig(rank=rank))
     state = state_of(config)
     responses = answer(state.engine, PROMPTS, config.sampling(0))
-    args = (state.networks, state.engine.tokenizer, PROMPTS, responses, config)
+    args = (state, PROMPTS, responses, config)
     before = score(*args)
     # full: the same weights in a second copy; LoRA: fresh adapters have B = 0
     torch.testing.assert_close(before.logp_BT, before.ref_logp_BT, rtol=0, atol=1e-6)
@@ -258,12 +258,12 @@ def test_the_critic_begins_silent_and_learns(value):
     state = state_of(config)
     responses = answer(state.engine, PROMPTS, config.sampling(0))
     judgements = [replace(j, values=tuple(3.0 for _ in j.values), id="") for j in judge_all(state.judge, PROMPTS, responses)]
-    rollouts = score(state.networks, state.engine.tokenizer, PROMPTS, responses, config)
+    rollouts = score(state, PROMPTS, responses, config)
     assert (rollouts.value_BT == 0).all()
     signal = credit(rollouts, judgements, replace(config, missing_eos=3.0), beta=0.0)
     for _ in range(5):
         improve(state, rollouts, signal, config)
-    after = score(state.networks, state.engine.tokenizer, PROMPTS, responses, config)
+    after = score(state, PROMPTS, responses, config)
     acted = rollouts.acted_BT
     assert (after.value_BT[acted] - 3.0).abs().mean() < 1.5 < 3.0
     own = state.networks.value_trunk is not None
@@ -286,7 +286,7 @@ def test_improve_makes_better_answers_likelier_and_worse_ones_less():
     config = replace(CONFIG, epochs=2, optim=replace(CONFIG.optim, learning_rate=1e-4))
     state = state_of(config)
     responses = answer(state.engine, PROMPTS, config.sampling(0))
-    rollouts = score(state.networks, state.engine.tokenizer, PROMPTS, responses, config)
+    rollouts = score(state, PROMPTS, responses, config)
     values = iter([1.0, -1.0, 1.0, -1.0, 1.0, -1.0])
     judgements = [
         replace(j, values=tuple(next(values) for _ in j.values), id="") for j in judge_all(state.judge, PROMPTS, responses)
@@ -324,7 +324,7 @@ def test_it_is_the_epochs_own_kl_that_stops_them(kls, epochs):
     """kl_stop 0.02 allows 0.03: the third epoch's 0.06 stops, though the mean so far is 0.027."""
     state = state_of()
     responses = answer(state.engine, PROMPTS, CONFIG.sampling(0))
-    rollouts = score(state.networks, state.engine.tokenizer, PROMPTS, responses, CONFIG)
+    rollouts = score(state, PROMPTS, responses, CONFIG)
     tokens, seen = float(rollouts.acted_BT.sum()), []
 
     def loss(part, new):

@@ -247,7 +247,7 @@ def test_a_shared_critic_of_costs_moves_the_trunk_and_a_detached_one_does_not():
         state.networks.cost_head.score.weight.data.fill_(0.1)  # a head of zeros sends no gradient down
         before = weights(state)
         responses = answer(state.engine, PROMPTS, config.sampling(0))
-        rollouts = score(state.networks, state.engine.tokenizer, PROMPTS, responses, config)
+        rollouts = score(state, PROMPTS, responses, config)
         signals = credit(
             rollouts,
             judge_all(state.judge, PROMPTS, responses),
@@ -270,7 +270,7 @@ def test_the_critic_of_costs_begins_silent_and_learns():
     config = replace(CONFIG, cost_coef=1.0, epochs=4, optim=replace(CONFIG.optim, learning_rate=1e-2))
     state = state_of(config, cost=lambda prompts, responses: [3.0] * len(responses))
     responses = answer(state.engine, PROMPTS, config.sampling(0))
-    rollouts = score(state.networks, state.engine.tokenizer, PROMPTS, responses, config)
+    rollouts = score(state, PROMPTS, responses, config)
     assert (rollouts.cost_value_BT == 0).all()
     signals = credit(
         rollouts,
@@ -282,7 +282,7 @@ def test_the_critic_of_costs_begins_silent_and_learns():
     )
     for _ in range(6):
         improve(state, rollouts, signals, config)
-    after = score(state.networks, state.engine.tokenizer, PROMPTS, responses, config)
+    after = score(state, PROMPTS, responses, config)
     assert (after.cost_value_BT[rollouts.acted_BT] - 3.0).abs().mean() < 1.5
 
 
@@ -291,14 +291,14 @@ def test_dear_answers_become_rarer_when_they_cost_more_than_they_earn():
     config = replace(CONFIG, epochs=2, minibatches=1, optim=replace(CONFIG.optim, learning_rate=1e-4))
     state = state_of(config)
     responses = answer(state.engine, PROMPTS, config.sampling(0))
-    rollouts = score(state.networks, state.engine.tokenizer, PROMPTS, responses, config)._replace(
+    rollouts = score(state, PROMPTS, responses, config)._replace(
         stopped_B=torch.ones(6, dtype=torch.bool)
     )
     costs = of_prompts((2.0, -2.0), (2.0, -2.0), (2.0, -2.0))
     signals = credit(rollouts, of_prompts(*[(0.0, 0.0)] * 3), costs, config, beta=0.0, multiplier=5.0)
     before = rollouts.logp_BT.sum(1)
     improve(state, rollouts, signals, config)
-    moved = (score(state.networks, state.engine.tokenizer, PROMPTS, responses, config).logp_BT.sum(1) - before).tolist()
+    moved = (score(state, PROMPTS, responses, config).logp_BT.sum(1) - before).tolist()
     assert all(down < 0 for down in moved[0::2]) and all(up > 0 for up in moved[1::2]), moved
 
 

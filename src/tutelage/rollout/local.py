@@ -51,6 +51,7 @@ class LocalEngine:
                              f"{type(plain_model(model)).__name__} on {model.device}")
         self.model, self.tokenizer, self.policy = model, tokenizer, policy
         self.batch_rows, self.prepack, self.dtype, self.int8 = batch_rows, prepack, dtype, int8
+        self.apart = int8  # answers are drawn from another policy than the one that is trained
         self.ends = stop_ids(plain_model(model), tokenizer)
         config = plain_model(model).config.get_text_config()
         self.context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2**30
@@ -69,8 +70,12 @@ class LocalEngine:
             else:
                 jobs.append(Job(prompt=prompt, sampling=sampling, prompt_ids=prompt_ids, budget=budget, count=sampling.n))
         if jobs:
-            for row in run(self._fresh_net(), jobs, rows=self.batch_rows, ends=self.ends, text_of=self._text):
+            for row in self._draw(jobs):
                 yield self._response(row)
+
+    def _draw(self, jobs: Sequence[Job]) -> Iterator[Row]:
+        """Rows as they finish."""
+        return run(self._fresh_net(), jobs, rows=self.batch_rows, ends=self.ends, text_of=self._text)
 
     def score(self, items: Sequence[tuple[Prompt, str]]) -> list[list[float]]:
         """Log-probs in nats at temperature 1, one for each answer token, turn end included."""
@@ -110,6 +115,10 @@ class LocalEngine:
         if self._net is not None:
             self._net.refresh()
         self._seen = self._versions()
+
+    def close(self) -> None:
+        """Let go of the packed weights; the next `respond` makes them anew."""
+        self._net = None
 
     def _fresh_net(self) -> Net:
         if self._net is None:

@@ -58,8 +58,8 @@ def step(state: TrainState, prompts: Sequence[Prompt], config: A2CConfig) -> Sta
     """One iteration: answer, judge, credit, one gradient step."""
     responses = answer(state.engine, prompts, config.sampling(state.step))
     judgements = judge_all(state.judge, prompts, responses)
-    rollouts = score(state.networks, state.engine.tokenizer, prompts, responses, config, judgements=judgements,
-                     hold=True, entropy_grad=config.entropy_coef > 0)
+    rollouts = score(state, prompts, responses, config, judgements=judgements, policy="held",
+                     entropy_grad=config.entropy_coef > 0)
     signal = credit(rollouts, judgements, config, beta=state.kl.beta)
     sums = improve(state, rollouts, signal, config)
     return report(state, responses, judgements, rollouts, signal, sums)

@@ -114,6 +114,7 @@ class Rollouts(NamedTuple):
     cost_value_BT: Tensor | None = None  # float32, of the critic of costs, before the update
     dense_BT: Tensor | None = None  # float32, what judges said of single tokens; None where they spoke of whole answers alone
     held: Held | None = None  # the scoring pass itself, for the first update to go backwards through; None where it was not kept
+    scored: bool = True  # False: logp_BT and entropy_BT hold zeros until the only update writes them
 
     def lengths(self) -> list[int]:
         return self.real_BT.sum(1).tolist()

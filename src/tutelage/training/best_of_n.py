@@ -79,7 +79,7 @@ def step(state: TrainState, prompts: Sequence[Prompt], config: BestOfNConfig) ->
     """One iteration: answer n times, judge, keep the best, one step of SFT on them."""
     responses = answer(state.engine, prompts, config.sampling(state.step))
     judgements = judge_all(state.judge, prompts, responses)
-    rollouts = score(state.networks, state.engine.tokenizer, prompts, responses, config)
+    rollouts = score(state, prompts, responses, config)
     signal = credit(rollouts, judgements, config)
     sums = imitate(state, rollouts, signal, config)
     return report(state, responses, judgements, rollouts, signal, sums, in_groups=True, kl_bound=kl_bound(config.responses_per_prompt),

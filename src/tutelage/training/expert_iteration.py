@@ -56,7 +56,7 @@ def step(state: TrainState, prompts: Sequence[Prompt], config: ExpertIterationCo
     """One round: answer, judge, keep the best, SFT on them."""
     responses = answer(state.engine, prompts, config.sampling(state.step))
     judgements = judge_all(state.judge, prompts, responses)
-    rollouts = score(state.networks, state.engine.tokenizer, prompts, responses, config)
+    rollouts = score(state, prompts, responses, config)
     signal = credit(rollouts, judgements, config)
     sums = imitate(state, rollouts, signal, config, epochs=config.epochs, minibatches=config.minibatches)
     return report(state, responses, judgements, rollouts, signal, sums, in_groups=True, **picked_facts(rollouts, judgements, signal))

@@ -87,7 +87,7 @@ class GRPOConfig(ClippedConfig):
     def late(self) -> bool:
         """Whether the policy's log-probs before the update need no pass of their own: there is one update, whose own pass makes
         them, and nothing is credited by them."""
-        return self.updates_per_step() == 1 and self.kl_in == "loss" and self.rollout_weights == "same"
+        return self.updates_per_step() == 1 and self.kl_in == "loss" and not self.apart()
 
     def std(self) -> str:
         """What algos/grpo.py calls it."""
@@ -105,10 +105,10 @@ class Answers(NamedTuple):
 def step(state: TrainState, prompts: Sequence[Prompt], config: GRPOConfig) -> Stats:
     """One iteration: answer each prompt several times, judge, compare within the group, improve."""
     responses, judgements, asked_again = answers(state, prompts, config)
-    rollouts = score(state.networks, state.engine.tokenizer, prompts, responses, config, policy=not config.late())
+    rollouts = score(state, prompts, responses, config, policy="later" if config.late() else "now")
     signal = credit(rollouts, judgements, config, beta=state.kl.beta)
-    sums = improve(state, rollouts, signal, config, beta=state.kl.beta, late=config.late())
-    if config.late():
+    sums = improve(state, rollouts, signal, config, beta=state.kl.beta)
+    if not rollouts.scored:
         signal = signal._replace(kl_BT=k1(rollouts.logp_BT, rollouts.ref_logp_BT, rollouts.acted_BT))
     more = {"asked_again": asked_again} if config.dynamic_sampling else {}
     return report(state, responses, judgements, rollouts, signal, sums, in_groups=True, **more)
@@ -159,9 +159,8 @@ def credit(rollouts: Rollouts, judgements: Sequence[Judgement], config: GRPOConf
     return RewardSignal(score_B, kl_BT, place_scores(score_B, acted_BT) - charged_BT, over_tokens(advantage_B, acted_BT))
 
 
-def improve(state: TrainState, rollouts: Rollouts, signal: RewardSignal, config: GRPOConfig, *, beta: float,
-            late: bool = False) -> Counter:
-    """Epochs of clipped updates on frozen rollouts.  Returns sums over updates.  `late`: see `improve` of on_policy.py."""
+def improve(state: TrainState, rollouts: Rollouts, signal: RewardSignal, config: GRPOConfig, *, beta: float) -> Counter:
+    """Epochs of clipped updates on frozen rollouts.  Returns sums over updates."""
     signal = corrected(signal, rollouts, config, whole=config.ratio == "sequence")
     policy_loss = LOSSES[config.ratio]
     clip_low, clip_high = (config.clip if each is None else each for each in (config.clip_low, config.clip_high))
@@ -179,4 +178,4 @@ def improve(state: TrainState, rollouts: Rollouts, signal: RewardSignal, config:
         return part.share(policy.loss_BT + beta * kl_BT, config.aggregate), facts
 
     return improve_with(state, rollouts, config, loss, epochs=config.epochs, minibatches=config.minibatches,
-                        kl_stop=config.kl_stop, late=late)
+                        kl_stop=config.kl_stop)

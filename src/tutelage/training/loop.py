@@ -36,6 +36,7 @@ class LoopConfig:
     max_steps: int = 0  # 0 = as many as the epochs have
     rows_per_step: int = 16
     token_budget: int = 1024  # real and padded tokens of one micro-batch; changes memory and speed, not the gradient
+    eval_first: bool = True  # before the first step, too: what training began from
     eval_every: int = 0  # steps; 0 = at the end of each epoch
     patience: int = 0  # evaluations without improvement before stopping; 0 = never stop early
     keep_best: bool = True  # the result is the best evaluated model, not the last
@@ -122,7 +123,7 @@ def fit(
     eval_every = loop.eval_every or steps_per_epoch
     stopped = bool(loop.patience) and facts["bad"] >= loop.patience  # killed between the early stop and the run's end
     with Saver(run, save, write) as saver:
-        if facts["step"] == 0:
+        if facts["step"] == 0 and loop.eval_first:
             _evaluate(run, log, task, module, optimizer, facts, keep=False)
         schedule = epochs_of_steps(task.rows, rows_per_step=loop.rows_per_step, epochs=epochs, seed=seed)
         for step, at in enumerate(schedule, start=1):

@@ -68,6 +68,7 @@ class RLConfig:
     length_target: int = 0
     normalise_on: int = 64  # prompts whose reference answers set the reward's mean and scale; 0 = leave it as it is
     rollout_weights: Literal["same", "int8"] = "same"  # int8: answers are drawn with rounded weights, on a CPU, and corrected for it
+    rollout_address: str | None = None  # http://host:8000/v1 of a vLLM server that draws the answers with the weights of each step
     importance_cap: float = 2.0  # of that correction, min(trainer / sampler probability, cap) of a token
     beta: float = 0.05  # KL penalty, per nat
     kl_target: float | None = None  # nats per response; beta follows it; None = beta stays fixed
@@ -98,9 +99,18 @@ class RLConfig:
             out.append(f"score_clip must be > 0 (null = off); got {self.score_clip}")
         if self.importance_cap < 1:
             out.append(f"importance_cap must be >= 1, or no answer would count in full; got {self.importance_cap:g}")
-        if self.rollout_weights == "same":
-            out += self.idle(importance_cap="rollout_weights: int8; sampler and trainer are the same here")
+        if not self.apart():
+            out += self.idle(importance_cap="rollout_weights: int8 or to rollout_address; sampler and trainer are the same here")
+        if self.rollout_address is not None and self.rollout_weights != "same":
+            out.append("rollout_weights int8 is for answers that are drawn here, and rollout_address names a server: leave one out")
+        if self.rollout_address is not None and not self.rollout_address.startswith(("http://", "https://")):
+            out.append("rollout_address must be the address of a vLLM server, such as http://localhost:8000/v1; "
+                       f"got {self.rollout_address!r}")
         return out + self._kl_faults() + self._reward_faults()
+
+    def apart(self) -> bool:
+        """Whether answers are drawn from another policy than the one that is trained, for which the update must be corrected."""
+        return self.rollout_weights != "same" or self.rollout_address is not None
 
     def _kl_faults(self) -> list[str]:
         if self.kl_target is None:
@@ -269,14 +279,14 @@ Mix = Callable[[int], Iterable[tuple[Tensor, dict[str, float]]]]  # number of th
 
 def improve(state: TrainState, rollouts: Rollouts, config: RLConfig, loss: Loss, *, epochs: int = 1, minibatches: int = 1,
             kl_stop: float | None = None, entropy: bool = False, rows: Sequence[int] | None = None,
-            mix: Mix | None = None, late: bool = False) -> Counter:
+            mix: Mix | None = None) -> Counter:
     """Epochs of updates on frozen rollouts; holds the only `backward` of on-policy training.  Returns sums over updates.
 
     Epochs outer, a fresh permutation each, a minibatch is an optimiser step, a micro-batch only accumulates (C23).
     `entropy`: the loss wants the entropy's gradient.  `rows`: only these responses take part (None = all).
-    `mix`: what else each update learns from (PPO-ptx).  `late`: the only update, on rollouts that the policy has not scored yet: its
-    log-probs and entropies are written into them before the loss is made.  Where the rollouts hold the pass that scored them, the first
-    update goes backwards through it: the policy has not moved since.
+    `mix`: what else each update learns from (PPO-ptx).  Where the rollouts hold the pass that scored them, the first update goes
+    backwards through it: the policy has not moved since.  Where the policy has not scored them yet, this is the only update, and its
+    log-probs and entropies are written into them before the loss is made.
     """
     sums: Counter = Counter()
     lengths, begins, groups = rollouts.lengths(), rollouts.begins(), rollouts.group_B.tolist()
@@ -293,9 +303,9 @@ def improve(state: TrainState, rollouts: Rollouts, config: RLConfig, loss: Loss,
             for members in [held.rows] if held else [[at[i] for i in group] for group in cut]:
                 part = part_of(rollouts, members, whole)
                 new = held.said if held else state.networks.forward(
-                    part.cut(rollouts.token_BT), part.acted_BT, temperature=config.temperature, entropy=entropy or late,
+                    part.cut(rollouts.token_BT), part.acted_BT, temperature=config.temperature, entropy=entropy or not rollouts.scored,
                     entropy_grad=entropy)
-                if late:
+                if not rollouts.scored:
                     rollouts.logp_BT[part.rows, :part.width] = new.logp_BT.detach()
                     rollouts.entropy_BT[part.rows, :part.width] = new.entropy_BT.detach()
                 share, facts = loss(part, new)
@@ -320,7 +330,7 @@ def corrected(signal: RewardSignal, rollouts: Rollouts, config: RLConfig, *, who
 
     `whole`: by the ratio of whole responses.  Returns and KL stay as they are.
     """
-    if config.rollout_weights == "same":
+    if not config.apart():
         return signal
     weight_BT = truncated_importance(rollouts.logp_BT, rollouts.sampler_logp_BT, rollouts.acted_BT, cap=config.importance_cap,
                                      whole=whole)
@@ -387,7 +397,7 @@ def report(state: TrainState, responses: Sequence[Response], judgements: Sequenc
         "grad_norm": sums["grad_norm"] / max(sums["updates"], 1), "lr": float(sums["lr"]), "stopped_early": sums["stopped_early"],
         "tokens": int(rollouts.real_BT.sum()), **more,
     }
-    if getattr(state.engine, "int8", False):  # of what share of the tokens the importance weights leave the worth of
+    if getattr(state.engine, "apart", False):  # of what share of the tokens the importance weights leave the worth of
         weight = (gap_BT + 1)[acted_BT]
         row["effective"] = float(weight.mean() ** 2 / (weight**2).mean())
     state.kl = state.kl.updated(kl, len(responses))

@@ -74,7 +74,7 @@ def step(state: TrainState, prompts: Sequence[Prompt], config: OnlineDPOConfig) 
     """One iteration: answer, judge, pair the best with the worst, one DPO step."""
     responses = answer(state.engine, prompts, config.sampling(state.step))
     judgements = judge_all(state.judge, prompts, responses)
-    rollouts = score(state.networks, state.engine.tokenizer, prompts, responses, config)
+    rollouts = score(state, prompts, responses, config)
     preferred = credit(rollouts, judgements, config)
     sums = improve(state, rollouts, preferred, config)
     return report(state, responses, judgements, rollouts, preferred.signal, sums, in_groups=True, **preferred.facts)

@@ -89,8 +89,8 @@ def step(state: TrainState, prompts: Sequence[Prompt], config: PPOConfig) -> Sta
     """One PPO iteration: answer, judge, credit, improve."""
     responses = answer(state.engine, prompts, config.sampling(state.step))
     judgements = judge_all(state.judge, prompts, responses)
-    rollouts = score(state.networks, state.engine.tokenizer, prompts, responses, config, judgements=judgements,
-                     hold=config.minibatches == 1, entropy_grad=config.entropy_coef > 0)
+    rollouts = score(state, prompts, responses, config, judgements=judgements,
+                     policy="held" if config.minibatches == 1 else "now", entropy_grad=config.entropy_coef > 0)
     signal = credit(rollouts, judgements, config, beta=state.kl.beta)
     sums = improve(state, rollouts, signal, config)
     return report(state, responses, judgements, rollouts, signal, sums,

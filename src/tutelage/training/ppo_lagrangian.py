@@ -149,8 +149,8 @@ def step(state: TrainState, prompts: Sequence[Prompt], config: PPOLagrangianConf
     judgements = judge_all(state.judge, prompts, responses)
     costs = judge_all(state.extra["cost"], prompts, responses)
     dual = follow(state.facts, costs, config, step=state.step)
-    rollouts = score(state.networks, state.engine.tokenizer, prompts, responses, config, judgements=judgements,
-                     hold=config.minibatches == 1, entropy_grad=config.entropy_coef > 0)
+    rollouts = score(state, prompts, responses, config, judgements=judgements,
+                     policy="held" if config.minibatches == 1 else "now", entropy_grad=config.entropy_coef > 0)
     signals = credit(rollouts, judgements, costs, config, beta=state.kl.beta, multiplier=dual.multiplier)
     sums = improve(state, rollouts, signals, config)
     state.facts = {"multiplier": dual.multiplier, "window": dual.window}

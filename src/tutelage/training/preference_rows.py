@@ -31,7 +31,7 @@ class Item(NamedTuple):
 def items_of(tokenizer: Any, records: Sequence[Preference | Label], *, method: str, max_tokens: int, seed: int) -> list[Item]:
     """What `method` can learn from, in order: pairs; for kto also single answers called good or bad, and no ties."""
     row = partial(answer_row, tokenizer, max_tokens=max_tokens)
-    kept = [record for record in records if _usable(record, method)]
+    kept = [record for record in records if usable(record, method)]
     strangers: list[list[Row]] = [[] for _ in kept]
     if method == "kto":
         for at, text in _strange_answers(kept, seed=seed):
@@ -45,7 +45,7 @@ def items_of(tokenizer: Any, records: Sequence[Preference | Label], *, method: s
     return out
 
 
-def _usable(record: Preference | Label, method: str) -> bool:
+def usable(record: Preference | Label, method: str) -> bool:
     if isinstance(record, Label):
         return method == "kto" and record.desirable is not None
     return method != "kto" or record.soft_label != 0.5  # a tie: neither answer is the good one

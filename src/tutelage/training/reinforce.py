@@ -56,7 +56,7 @@ def step(state: TrainState, prompts: Sequence[Prompt], config: ReinforceConfig) 
     """One iteration: answer, judge, compare with the baseline, one gradient step, move the baseline."""
     responses = answer(state.engine, prompts, config.sampling(state.step))
     judgements = judge_all(state.judge, prompts, responses)
-    rollouts = score(state.networks, state.engine.tokenizer, prompts, responses, config, hold=True)
+    rollouts = score(state, prompts, responses, config, policy="held")
     past = state.facts.get("baseline")
     signal = credit(rollouts, judgements, config, beta=state.kl.beta, past=past)
     sums = improve(state, rollouts, signal, config)

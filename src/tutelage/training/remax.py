@@ -35,7 +35,7 @@ def step(state: TrainState, prompts: Sequence[Prompt], config: ReMaxConfig) -> S
     responses = answer(state.engine, prompts, config.sampling(state.step))
     judgements = judge_all(state.judge, prompts, responses)
     greedy_P = greedy_scores(state, prompts, config)
-    rollouts = score(state.networks, state.engine.tokenizer, prompts, responses, config, hold=True)
+    rollouts = score(state, prompts, responses, config, policy="held")
     signal = credit(rollouts, judgements, greedy_P, config, beta=state.kl.beta)
     sums = improve(state, rollouts, signal, config)
     return report(state, responses, judgements, rollouts, signal, sums, baseline=float(greedy_P.mean()))

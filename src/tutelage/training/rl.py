@@ -29,6 +29,7 @@ from tutelage.models.heads import load_reward
 from tutelage.models.load import Loaded, kind_of, weights_digest
 from tutelage.models.lora import merge
 from tutelage.rollout.local import LocalEngine
+from tutelage.rollout.vllm import VLLMEngine
 from tutelage.store.runs import Run, begin_or_reopen
 from tutelage.text.chat import render_prompt
 from tutelage.text.pack import epochs_of_steps
@@ -196,12 +197,15 @@ def rl(
                      **{f"reward {name}": reward_digest(name) for name in (*named, *config.further_judges())}})
         asked, skipped = fitting(loaded.tokenizer, prompts, config.max_prompt_tokens)
         judge = ScaledJudge(judge or judge_of(config))
-        state = begin_state(config, loaded, judge)
+        state = begin_state(config, loaded, judge, exchange=run.folder / "exchange")
         state.extra["pretrain"] = pretrain
         if algorithm.begin:
             algorithm.begin(state, config)
-        _resume(run, state, config, asked, warn)
-        _loop(run, state, algorithm.step, config, asked, progress, warn)
+        try:
+            _resume(run, state, config, asked, warn)
+            _loop(run, state, algorithm.step, config, asked, progress, warn)
+        finally:
+            state.engine.close()
         _finish(run, loaded, resolved, data_id, steps=state.step, skipped=skipped)
     return RLResult(run.final, state.step, skipped)
 
@@ -215,14 +219,17 @@ def fitting(tokenizer: Any, prompts: Sequence[Prompt], max_tokens: int) -> tuple
     return kept, len(distinct) - len(kept)
 
 
-def begin_state(config: RLConfig, loaded: Loaded, judge: Judge) -> TrainState:
-    """Networks, optimiser, engine and KL controller before the first step."""
+def begin_state(config: RLConfig, loaded: Loaded, judge: Judge, *, exchange: Path | None = None) -> TrainState:
+    """Networks, optimiser, engine and KL controller before the first step.  `exchange`: the folder through which a server that draws
+    the answers is given weights."""
     reference = None if config.lora.rank else copy.deepcopy(loaded.model)
     value_trunk = _value_trunk(config, loaded) if getattr(config, "value", "") == "separate" else None
     networks = Networks(loaded.model, reference=reference, value_trunk=value_trunk, heads=config.HEADS, chunk=config.chunk)
     optimizer = Optimizer(networks.named_parameters(), config.optim, total_updates=config.steps * config.updates_per_step())
-    engine = LocalEngine(loaded.model, loaded.tokenizer, policy=f"{config.algorithm}:{loaded.digest[:12]}",
-                         int8=config.rollout_weights == "int8")
+    policy = f"{config.algorithm}:{loaded.digest[:12]}"
+    engine = (VLLMEngine(config.rollout_address, loaded.model, loaded.tokenizer, policy=policy, exchange=exchange)
+              if config.rollout_address is not None else
+              LocalEngine(loaded.model, loaded.tokenizer, policy=policy, int8=config.rollout_weights == "int8"))
     return TrainState(networks=networks, optimizer=optimizer, engine=engine, judge=judge,
                       kl=AdaptiveKL(config.beta, config.kl_target, config.kl_horizon))
 

@@ -46,7 +46,7 @@ def step(state: TrainState, prompts: Sequence[Prompt], config: RLOOConfig) -> St
     """One iteration: answer each prompt several times, judge, compare with the others, improve."""
     responses = answer(state.engine, prompts, config.sampling(state.step))
     judgements = judge_all(state.judge, prompts, responses)
-    rollouts = score(state.networks, state.engine.tokenizer, prompts, responses, config, hold=config.minibatches == 1)
+    rollouts = score(state, prompts, responses, config, policy="held" if config.minibatches == 1 else "now")
     signal = credit(rollouts, judgements, config, beta=state.kl.beta)
     sums = improve(state, rollouts, signal, config)
     return report(state, responses, judgements, rollouts, signal, sums, in_groups=True)

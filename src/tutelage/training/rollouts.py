@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from tutelage.text.pack import family_batches, micro_batches
 from tutelage.training.actor_critic import Networks
 from tutelage.training.batch import Held, Rollouts, collate
 from tutelage.training.dense import span_rewards
+from tutelage.training.on_policy import TrainState
 
 
 class ScoreConfig(Protocol):
@@ -64,15 +65,17 @@ def logps_of(model: nn.Module, tokenizer: Any, prompts: Sequence[Prompt], respon
 
 
 def score(
-    networks: Networks, tokenizer: Any, prompts: Sequence[Prompt], responses: Sequence[Response], config: ScoreConfig, *,
-    judgements: Sequence[Judgement] = (), policy: bool = True, hold: bool = False, entropy_grad: bool = False,
+    state: TrainState, prompts: Sequence[Prompt], responses: Sequence[Response], config: ScoreConfig, *,
+    judgements: Sequence[Judgement] = (), policy: Literal["now", "held", "later"] = "now", entropy_grad: bool = False,
 ) -> Rollouts:
     """Log-probs under policy and reference, and values, of the very token ids that were sampled (C3).  No gradient.
 
-    `judgements`: given by algorithms that credit single tokens, for the rewards on spans in them.  `policy`: False leaves what the
-    policy says of them at 0, for an update that writes it (`improve` with `late`).  `hold`: the first update takes all rows at once;
-    where one micro-batch has room for them, its forward pass is this one, kept with its gradient (`entropy_grad`: the entropy's, too).
+    `judgements`: given by algorithms that credit single tokens, for the rewards on spans in them.  `policy`: "held" where the first
+    update takes all rows at once: if one micro-batch has room for them, its forward pass is this one, kept with its gradient
+    (`entropy_grad`: the entropy's, too).  "later" where there is one update and nothing is credited by what the policy says: that
+    update's own passes write it.
     """
+    networks, tokenizer = state.networks, state.engine.tokenizer
     device = next(networks.parameters()).device
     prompt_ids = {prompt.id: render_prompt(tokenizer, prompt) for prompt in prompts}
     number = {prompt.id: at for at, prompt in enumerate(prompts)}
@@ -87,13 +90,13 @@ def score(
     lengths, begins = [len(row.token_ids) for row in rows], [len(prompt_ids[r.prompt_id]) for r in responses]
     families = [number[r.prompt_id] for r in responses]
     groups = family_batches(lengths, begins, families, token_budget=config.token_budget, shared=networks.shares)
-    hold, held = hold and policy and len(groups) == 1, None
+    hold, held = policy == "held" and len(groups) == 1, None
     with torch.no_grad():
         for group in groups:
             width = max(lengths[i] for i in group)
             token_BT, acted_BT = batch.token_BT[group, :width], batch.acted_BT[group, :width]
             found = [(ref_BT, networks.reference_logps(token_BT, acted_BT, temperature=config.temperature))]
-            if policy:
+            if policy != "later":
                 with torch.set_grad_enabled(hold):
                     out = networks.forward(token_BT, acted_BT, temperature=config.temperature, entropy_grad=hold and entropy_grad)
                 if hold:
@@ -108,4 +111,4 @@ def score(
         group_B=torch.tensor([number[r.prompt_id] for r in responses], device=device),
         stopped_B=torch.tensor([not r.is_truncated() for r in responses], device=device),
         dense_BT=span_rewards(tokenizer, responses, judgements, batch.acted_BT) if any(j.spans for j in judgements) else None,
-        held=held)
+        held=held, scored=policy != "later")

@@ -185,11 +185,11 @@ def _correlation(xs: Sequence[float], ys: Sequence[float]) -> float:
 
 
 def sampler_gap(rows: Sequence[Row]) -> str:
-    # In bfloat16 rounding alone makes 0.03.  Where answers are drawn with 8-bit weights a gap is expected, and corrected for.
+    # In bfloat16 rounding alone makes 0.03.  Where another policy draws the answers a gap is expected, and corrected for.
     if rows and "effective" in rows[-1]:
         if lasting(rows, "effective", 2, lambda share: share < 0.3):
-            return (f"the answers drawn with 8-bit weights are worth {100 * now(rows, 'effective'):.0f} % of as many drawn by the trained "
-                    "weights themselves: set rollout_weights=same")
+            return (f"the answers drawn with 8-bit weights or by a server are worth {100 * now(rows, 'effective'):.0f} % of as many "
+                    "drawn by the trained weights themselves: set rollout_weights=same and no rollout_address")
     elif lasting(rows, "sampler_gap", 2, lambda gap: gap > 0.1):
         return f"sampler and trainer differ by {100 * now(rows, 'sampler_gap'):.0f} % in the probability of the same tokens"
     return ""
