@@ -23,7 +23,8 @@ from tutelage.store.rubrics import Question, Rubric, save_rubric
 
 FULL = Rubric(name="full", categories=("violence", "self-harm"), questions=(
     Question(name="preference", kind="pair"), Question(name="order", kind="rank"), Question(name="helpful", kind="rating"),
-    Question(name="verdict", kind="good_bad"), Question(name="safety", kind="safe_unsafe"), Question(name="edit", kind="edit", required=False),
+    Question(name="verdict", kind="good_bad"), Question(name="safety", kind="safe_unsafe"),
+    Question(name="edit", kind="edit", required=False),
     Question(name="marks", kind="spans", labels=("good", "wrong"), required=False),
     Question(name="flags", kind="flags", labels=("expert", "odd"), required=False), Question(name="reason", kind="reason", required=False)))
 
@@ -208,7 +209,8 @@ def test_a_soft_label_without_names_is_no_judgement(ws):
 
 
 def test_verdicts_on_single_answers_come_in_by_the_rubric_for_them(ws, db):
-    rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": f"a{at}"}], "label": at == 0} for at in range(2)]
+    rows = [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": f"a{at}"}], "label": at == 0}
+            for at in range(2)]
     call("import", write_lines(ws / "kto.jsonl", rows), "--project", "p")
     assert load_project(db, "p").rubric == "good-bad@1"
     assert sorted(row.values["verdict"] for row in collected(db, "p")) == [[False], [True]]
@@ -280,7 +282,8 @@ def test_a_damaged_record_of_a_tool_is_quarantined(ws, full, format):
 
 def test_label_studios_own_pairwise_control_is_understood(ws, db):
     task = {"id": 1, "data": {"prompt": "q", "answer1": "a", "answer2": "b"}, "annotations": [
-        {"completed_by": 7, "lead_time": 3.5, "result": [{"from_name": "preference", "to_name": "x", "type": "pairwise", "value": {"selected": "right"}}]},
+        {"completed_by": 7, "lead_time": 3.5,
+         "result": [{"from_name": "preference", "to_name": "x", "type": "pairwise", "value": {"selected": "right"}}]},
         {"completed_by": 8, "was_cancelled": True, "result": []}]}
     (ws / "ls.json").write_text(json.dumps([task]), encoding="utf-8")
     assert call("import", ws / "ls.json", "--project", "p").code == 0
@@ -461,7 +464,8 @@ def test_gold_items_count_for_people_and_for_nothing_else(ws, db):
 
 def test_the_plan_counts_labels_and_people(ws, voted):
     curve = ws / "curve.csv"
-    curve.write_text("labels,accuracy\n" + "".join(f"{n},{1 - 0.5 * n**-0.3 - 0.1:.6f}\n" for n in (50, 100, 200, 400, 800)), encoding="utf-8")
+    rows = "".join(f"{n},{1 - 0.5 * n**-0.3 - 0.1:.6f}\n" for n in (50, 100, 200, 400, 800))
+    curve.write_text("labels,accuracy\n" + rows, encoding="utf-8")
     done = call("plan", "--project", "p", "--curve", curve, "--accuracy", "0.85", "--half-width", "0.05", "--json")
     assert done.code == 0, done.err
     assert done.json["accuracy"]["labels"] == pytest.approx(10 ** (10 / 3), rel=0.1)  # 0.5 n^-0.3 = 0.05

@@ -6,7 +6,7 @@ import pytest
 from calling import QUICK, call, instructions, write_lines
 
 from tutelage.commands import forecast as forecasts
-from tutelage.commands import sft
+from tutelage.commands import prefer, reward, sft
 from tutelage.commands.forecast import GB, Trial, forecast, reckon, sample, ways
 from tutelage.commands.training import prepare
 
@@ -30,6 +30,32 @@ def test_the_time_of_a_run_by_hand(plan):
     row = 6.0 / 4  # a step takes 3 s in the mean, rows of the whole data are twice as long, and a step has four of them
     assert (found.steps, found.step_seconds) == (steps, 6.0)
     assert found.seconds == pytest.approx(5.0 + steps * 6.0 + (1 + 3) * val * row / 3)  # before, after each of three epochs
+    unmeasured = prepare(sft.JOB, words=["data=chat.jsonl", *WORDS, "loop.eval_first=false"], workspace=plan.workspace)
+    assert found.seconds - reckon(unmeasured, trial(scale=2.0), {}, fits=True).seconds == pytest.approx(val * row / 3)
+
+
+def test_the_pairs_of_a_prompt_are_one_row_of_a_reward_model(workspace):
+    pairs = [{"prompt": f"question {number // 2}", "chosen": f"good {number}", "rejected": f"bad {number}"} for number in range(40)]
+    write_lines(workspace / "pairs.jsonl", pairs)
+    plan = prepare(reward.JOB, words=["data=pairs.jsonl", *WORDS], workspace=workspace)
+    train, val = (len({row.prompt.id for row in plan.rows.splits[name]}) for name in ("train", "val"))
+    assert 0 < 2 * train == len(plan.rows.splits["train"]) and val
+    steps = 3 * -(-train // 4)
+    found = reckon(plan, trial(), {}, fits=True)
+    assert found.steps == steps
+    assert found.seconds == pytest.approx(5.0 + steps * 3.0 + (1 + 3) * val * (3.0 / 4) / 3)
+    assert call("reward", "data=pairs.jsonl", *WORDS, "--dry-run", "--no-check", "--json").json["steps"] == steps
+
+
+def test_what_kto_learns_nothing_from_is_no_row(workspace):
+    pairs = [{"prompt": f"question {at}", "chosen": f"good {at}", "rejected": f"bad {at}", "soft_label": 0.5 if at % 2 else 1}
+             for at in range(40)]
+    write_lines(workspace / "pairs.jsonl", pairs)
+    for method, share in (("kto", 2), ("dpo", 1)):
+        plan = prepare(prefer.JOB, words=["data=pairs.jsonl", f"method={method}", *WORDS], workspace=workspace)
+        judged = [row for row in plan.rows.splits["train"] if method == "dpo" or row.soft_label != 0.5]
+        assert plan.units("train") == len(judged) and plan.steps == 3 * -(-len(judged) // 4)
+        assert len(plan.rows.splits["train"]) / len(judged) == pytest.approx(share, rel=0.3)
 
 
 def test_the_micro_batch_is_halved_until_it_fits_and_then_layers_are_made_twice(plan):

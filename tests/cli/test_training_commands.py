@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import pytest
@@ -29,6 +30,15 @@ def test_a_run_prints_its_configuration_and_ends_with_what_was_made(chat, worksp
     assert lines[lines.index("Next:") + 1].strip() == "tutelage chat sft-0001"
     assert (workspace / "runs" / "sft-0001" / "final" / "model.safetensors").exists()
     assert Run(workspace / "runs" / "sft-0001").manifest["parents"] == ["test", lines_data(done.out)]
+
+
+def test_without_an_evaluation_beforehand_the_loss_is_told_and_not_compared(chat, workspace):
+    words = ["data=chat.jsonl", *TWO_STEPS]
+    done, bare = call("sft", *words), call("sft", *words, "loop.eval_first=false")
+    told, alone = (next(line for line in each.out.splitlines() if "evaluation loss" in line) for each in (done, bare))
+    first, last = ([row["step"] for row in Run(workspace / "runs" / f"sft-000{n}").metrics() if "eval_loss" in row] for n in (1, 2))
+    assert first == [0, *last] and 0 not in last
+    assert re.search(r"loss \d\.\d{3} -> (\d\.\d{3}) nats", told)[1] == re.search(r"loss (\d\.\d{3}) nats", alone)[1]
 
 
 def lines_data(out: str) -> str:

@@ -1,40 +1,26 @@
 """`tutelage cost`: a cost model from answers flagged safe and unsafe."""
 
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
 
 from tutelage.commands.run_job import run_job
-from tutelage.commands.training import Job, Plan, Tell
-from tutelage.core.errors import UserError
-from tutelage.data.snapshot import Rows, load_rows
+from tutelage.commands.training import Job, Plan, prompts_asked, rows_of_kinds, steps_of_loop
 from tutelage.recipes import short_name
 from tutelage.terminal import Terminal
 from tutelage.training.cost import CostConfig, cost
-
-
-def rows(config: CostConfig, workspace: Path, tell: Tell) -> Rows:
-    found = load_rows(config.data, workspace, seed=config.seed, tell=tell)
-    if found.kind not in ("preferences", "labels"):
-        raise UserError(
-            f"{config.data} holds {found.kind}; a cost model needs preferences (with chosen_unsafe and rejected_unsafe) or "
-            "labels (with unsafe), for instance starter:preferences"
-        )
-    return found
-
-
-def most_steps(config: CostConfig, count: int) -> int | None:
-    """The loop counts prompts, and several pairs may share one: only the loop knows."""
-    return None
-
 
 JOB = Job(
     name="cost",
     config=CostConfig,
     train=cost,
-    rows=rows,
+    rows=rows_of_kinds(
+        ("preferences", "labels"),
+        needs="a cost model needs preferences (with chosen_unsafe and rejected_unsafe) or "
+        "labels (with unsafe), for instance starter:preferences",
+    ),
     noun="judged pairs or answers",
-    steps=most_steps,
+    steps=steps_of_loop,
+    units=prompts_asked,
     arguments=lambda rows: {"train": rows.splits["train"], "val": rows.splits["val"]},
 )
 

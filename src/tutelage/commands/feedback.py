@@ -145,7 +145,8 @@ def _sorted_out(rows: Any, quarantined: list[Quarantined]) -> Iterator[Imported]
 
 def _refused(vote: Imported, reason: str) -> Quarantined:
     name, _, line = vote.where.rpartition(", line ")
-    return Quarantined(name, int(line or 0), f"{reason}: {vote.person}" if reason.startswith("judged twice") else f"not by the rubric: {reason}", "")
+    told = f"{reason}: {vote.person}" if reason.startswith("judged twice") else f"not by the rubric: {reason}"
+    return Quarantined(name, int(line or 0), told, "")
 
 
 def _told(file: str, project: Project, stored: Stored, good: list[Imported], people: list[str], quarantined: list[Quarantined],

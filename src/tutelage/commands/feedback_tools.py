@@ -6,8 +6,8 @@
     spans          marked answers, for `tutelage span-reward`; written only
 
 A task of Label Studio or a record of Argilla shows its answers in one order, so an item that was shown in two orders becomes
-two of them; the reader puts them together again.  A preference is a choice named left-3 .. left-1, tie, right-1 .. right-3 or both-bad (levels
-of the rubric's scale): neither tool has graded preferences of its own.
+two of them; the reader puts them together again.  A preference is a choice named left-3 .. left-1, tie, right-1 .. right-3 or both-bad
+(levels of the rubric's scale): neither tool has graded preferences of its own.
 """
 
 import json

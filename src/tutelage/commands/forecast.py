@@ -135,17 +135,17 @@ def with_settings(values: dict[str, Any], settings: Mapping[str, Any]) -> dict[s
 def reckon(plan: Plan, found: Trial, settings: dict[str, Any], *, fits: bool) -> Forecast:
     """The whole run from its first steps."""
     step = sum(found.steps) / len(found.steps) * found.scale
-    count = len(plan.rows.splits["train"])
-    steps = plan.job.steps(plan.config, count) or 0
+    count, held_out = (plan.units(split) for split in ("train", "val"))
+    steps = plan.job.steps(plan.config, count)
     seconds = found.before + steps * step
     loop = getattr(plan.config, "loop", None)
     if loop is not None:
         row = step / min(loop.rows_per_step, found.rows)
         per_epoch = math.ceil(count / loop.rows_per_step)
-        evaluations = 1 + math.ceil(steps / (loop.eval_every or per_epoch))  # before the first step, and after the last one too
-        seconds += evaluations * len(plan.rows.splits["val"]) * row * EVALUATION
+        evaluations = loop.eval_first + math.ceil(steps / (loop.eval_every or per_epoch))  # after the last step, too
+        seconds += evaluations * held_out * row * EVALUATION
         if _asks_beforehand(plan.config):
-            seconds += (count + len(plan.rows.splits["val"])) * row * EVALUATION
+            seconds += (count + held_out) * row * EVALUATION
     return Forecast(seconds, found.peak, steps, step, settings, fits)
 
 
@@ -199,7 +199,8 @@ def sample(rows: Sequence[Any], count: int) -> list[Any]:
     """`count` rows: a tenth of them the longest as text (they need the memory), the others at even distances (they take the time)."""
     if len(rows) <= count:
         return list(rows)
-    longest = sorted(range(len(rows)), key=lambda at: -_size(rows[at]))[:count // 10]
+    sizes = [_size(row) for row in rows]  # in order: rows may lie on disk
+    longest = sorted(range(len(rows)), key=lambda at: -sizes[at])[:count // 10]
     rest = [at for at in range(len(rows)) if at not in set(longest)]
     spread = [rest[at * len(rest) // (count - len(longest))] for at in range(count - len(longest))]
     return [rows[at] for at in sorted([*longest, *spread])]

@@ -1,6 +1,7 @@
 """`tutelage prefer`: train a policy directly on judged answers; the recipe's `method` says how."""
 
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tutelage.data.snapshot import Rows, load_rows
 from tutelage.recipes import short_name
 from tutelage.terminal import Terminal
 from tutelage.training.prefer import PreferConfig, prefer
+from tutelage.training.preference_rows import usable
 
 
 def rows(config: PreferConfig, workspace: Path, tell: Tell) -> Rows:
@@ -29,9 +31,9 @@ def rows(config: PreferConfig, workspace: Path, tell: Tell) -> Rows:
     )
 
 
-def steps(config: PreferConfig, count: int) -> int | None:
-    """KTO leaves out ties and answers without a verdict, which only the loop counts."""
-    return None if config.method == "kto" else steps_of_loop(config, count)
+def units(config: PreferConfig, records: Sequence[Any]) -> int:
+    """KTO leaves out ties and answers without a verdict."""
+    return sum(usable(record, config.method) for record in records) if config.method == "kto" else len(records)
 
 
 JOB = Job(
@@ -40,7 +42,8 @@ JOB = Job(
     train=prefer,
     rows=rows,
     noun="judged pairs or answers",
-    steps=steps,
+    steps=steps_of_loop,
+    units=units,
     arguments=lambda rows: {"train": rows.splits["train"], "val": rows.splits["val"]},
 )
 

@@ -63,7 +63,7 @@ def run_job(
 
 def _dry_run(plan: Plan, facts: Mapping[str, Any], terminal: Terminal, *, look: bool) -> int:
     """What `tutelage check` and `tutelage plan` say of the run (`look`); nothing is written into the workspace's runs."""
-    facts = {**facts, "dry_run": True, "steps": plan.job.steps(plan.config, plan.counts["train"]), "config": to_dict(plan.config)}
+    facts = {**facts, "dry_run": True, "steps": plan.steps, "config": to_dict(plan.config)}
     good = True
     if look:
         good, found = show(plan, terminal)
@@ -87,7 +87,5 @@ def announce(plan: Plan, terminal: Terminal, *, recipe: str | None) -> None:
     terminal.say(
         f"run    {plan.folder}{' (resumed)' if plan.resume and (plan.folder / 'manifest.json').exists() else ''}"
     )
-    steps = plan.job.steps(plan.config, plan.counts["train"])
-    if steps is not None:
-        terminal.say(f"steps  {steps}")
+    terminal.say(f"steps  {plan.steps}")
     terminal.say()

@@ -4,7 +4,7 @@ from argparse import Namespace
 from typing import Any
 
 from tutelage.commands.run_job import run_job
-from tutelage.commands.training import Job, Plan, first_value, rows_of_kind, steps_of_loop
+from tutelage.commands.training import Job, Plan, rows_of_kind, steps_of_loop, value_before
 from tutelage.recipes import short_name
 from tutelage.terminal import Terminal
 from tutelage.training.sft import SFTConfig, sft
@@ -25,8 +25,10 @@ def run(args: Namespace, terminal: Terminal) -> int:
 
 
 def finish(plan: Plan, result: Any, terminal: Terminal) -> dict[str, Any]:
-    before, best = first_value(plan.folder, "eval_loss"), result.outcome.best.get("eval_loss")
-    if best is not None and before is not None:
+    before, best = value_before(plan.folder, "eval_loss"), result.outcome.best.get("eval_loss")
+    if best is not None and before is None:
+        terminal.say(f"  evaluation loss {best:.3f} nats a token")
+    elif best is not None:
         terminal.say(
             f"  evaluation loss {before:.3f} -> {best:.3f} nats a token"
             + ("" if best < before else " (no better than before training)")

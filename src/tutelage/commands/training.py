@@ -39,9 +39,8 @@ class Job:
     rows: Callable[[Any, Path, Tell], Rows]  # (config, workspace, tell) -> the records by split
     arguments: Callable[[Rows], dict[str, Any]]  # rows -> the keyword arguments of `train` that hold them
     noun: str  # what a row is called: "examples"
-    steps: Callable[
-        [Any, int], int | None
-    ]  # (config, training rows) -> optimiser steps, None where only the loop knows
+    steps: Callable[[Any, int], int]  # (config, units of training) -> optimiser steps, at most
+    units: Callable[[Any, Sequence[Any]], int] = lambda config, records: len(records)  # (config, records) -> what the loop counts as rows
     models: tuple[str, ...] = ("model",)  # keys of the configuration that may name a run
     config_of: Callable[[Mapping[str, Any]], type] | None = None  # a recipe's values -> which subclass of `config` they are for
 
@@ -70,6 +69,15 @@ class Plan:
     @property
     def counts(self) -> dict[str, int]:
         return {split: len(rows) for split, rows in self.rows.splits.items() if rows}
+
+    def units(self, split: str) -> int:
+        """Rows of the loop in a split: records, or what the job makes of them."""
+        return self.job.units(self.config, self.rows.splits[split])
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run, at most: an early stop, or rows of which nothing is left, make them fewer."""
+        return self.job.steps(self.config, self.units("train"))
 
     @property
     def command(self) -> str:
@@ -210,10 +218,27 @@ def rows_of_kind(kind: str) -> Callable[[Any, Path, Tell], Rows]:
     return lambda config, workspace, tell: load_rows(config.data, workspace, kind=kind, seed=config.seed, tell=tell)
 
 
+def rows_of_kinds(kinds: Sequence[str], needs: str) -> Callable[[Any, Path, Tell], Rows]:
+    """A `Job.rows` that takes any of several nouns; `needs` says to whom has others what it takes, and where there is some."""
+
+    def rows(config: Any, workspace: Path, tell: Tell) -> Rows:
+        found = load_rows(config.data, workspace, seed=config.seed, tell=tell)
+        if found.kind not in kinds:
+            raise UserError(f"{config.data} holds {found.kind}; {needs}")
+        return found
+
+    return rows
+
+
 def steps_of_loop(config: Any, rows: int) -> int:
     """Steps that training/loop.py will take on so many rows."""
     total = config.loop.epochs * math.ceil(rows / config.loop.rows_per_step)
     return min(total, config.loop.max_steps or total)
+
+
+def prompts_asked(config: Any, records: Sequence[Any]) -> int:
+    """Rows of the loop where all that was judged of a prompt is one row."""
+    return len({record.prompt.id for record in records})
 
 
 # Running
@@ -294,8 +319,9 @@ def metric_change(folder: Path, name: str) -> tuple[float, float] | None:
     return (values[0], values[-1]) if len(values) > 1 else None
 
 
-def first_value(folder: Path, name: str) -> float | None:
-    return next((row[name] for row in Run(folder).metrics() if isinstance(row.get(name), (int, float))), None)
+def value_before(folder: Path, name: str) -> float | None:
+    """A metric as it was before the first step; None where it was not measured then."""
+    return next((row[name] for row in Run(folder).metrics() if row.get("step") == 0 and name in row), None)
 
 
 def config_from(job: Job, recipe: Any, overrides: Mapping[str, Any], workspace: str | Path | None) -> Any:
