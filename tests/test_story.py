@@ -86,7 +86,8 @@ def test_every_stage_left_what_it_promises(story):
         assert {r.policy for r in found} == {model} and len(found) == len(story.result.input.prompts) == 40
     asked = list(read_jsonl(here / "to_judge.jsonl"))
     assert len(asked) == 4 and all(len(row["responses"]) == 2 and Prompt.from_dict(row["prompt"]) for row in asked)
-    assert {row["step"] for row in Run(here / "runs" / "ppo").metrics()} == {1, 2}
+    rows = Run(here / "runs" / "ppo").metrics()
+    assert {row["step"] for row in rows} == {1, 2} and all(row["ptx_loss"] > 0 for row in rows)
     assert set(read_json(here / "timings.json")) >= {
         "clean",
         "sft",

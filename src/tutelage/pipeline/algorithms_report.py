@@ -107,7 +107,8 @@ def generated(found: Sequence[Mapping[str, Any]], task: Mapping[str, Any], judge
     lines = [
         f"Task: `{task['model']}` learns the courtesy rule of `pipeline/courtesy.py` (a rule, no people: `simulated:courtesy`) "
         f"on {task['prompts']['train']} questions of the starter data; {budget} answers of at most {task['max_tokens']} tokens to "
-        f"learn from (where the name says no other number), at temperature {task['temperature']}; layers above {task['frozen_layers']} are trained. Measured on "
+        f"learn from (where the name says no other number), at temperature {task['temperature']}; layers above "
+        f"{task['frozen_layers']} are trained. Measured on "
         f"{task['prompts']['held_out']} other questions, {task['answers_after']} answer(s) each (four times as many where a constraint is "
         "measured). The base model's reward there is "
         f"{any_run['reward']['before']:.3f}, its cost {any_run['cost']['before']:.2f}. The held-out judge is a reward model that "

@@ -63,7 +63,8 @@ class DemoConfig:
     ppo: PPOConfig = field(default_factory=lambda: PPOConfig(
         steps=12, prompts_per_step=8, responses_per_prompt=4, max_tokens=48, max_prompt_tokens=110, normalise_on=32,
         temperature=0.7, baseline="leave_one_out", epochs=2, minibatches=2, frozen_layers=15, lora=LoraConfig(),
-        optim=OptimConfig(learning_rate=2e-4, warmup=0.05, betas=(0.9, 0.95), eps=1e-5)))
+        ptx_coef=0.3, ptx_rows=6,  # so that what SFT taught (above all to answer in the language of the question) is not lost
+        optim=OptimConfig(learning_rate=1e-4, warmup=0.05, betas=(0.9, 0.95), eps=1e-5)))
     eval_tokens: int = 64
     eval_items: int = 0  # 0 = all
     respond_prompts: int = 24
@@ -75,7 +76,8 @@ def tiny(seed: int = 0) -> DemoConfig:
     one = LoopConfig(epochs=1, max_steps=3, rows_per_step=8)
     return DemoConfig(
         model="test", seed=seed, sft=SFTConfig(loop=one), reward=RewardConfig(loop=replace(one, keep_best=False)),
-        ppo=PPOConfig(steps=2, prompts_per_step=4, responses_per_prompt=2, max_tokens=12, max_prompt_tokens=200, normalise_on=8),
+        ppo=PPOConfig(steps=2, prompts_per_step=4, responses_per_prompt=2, max_tokens=12, max_prompt_tokens=200, normalise_on=8,
+                      ptx_coef=0.3, ptx_rows=2),
         eval_tokens=12, eval_items=40, respond_prompts=4, instructions=120)
 
 
@@ -136,8 +138,8 @@ def demo(
             collect()
     with clock("ppo"):
         path_ppo = rl(replace(config.ppo, model=str(path_sft), reward=str(paths["reward"]), seed=config.seed),
-                      prompts=data.prompts, folder=folder / "runs" / "ppo", data_id="starter:prompts", resume=True,
-                      progress=_named(progress, "PPO"), warn=say).path
+                      prompts=data.prompts, pretrain=data.train, folder=folder / "runs" / "ppo", data_id="starter:prompts",
+                      resume=True, progress=_named(progress, "PPO"), warn=say).path
         collect()
     with clock("evaluate"):
         policies = {"base": config.model, "sft": str(path_sft), "ppo": str(path_ppo)}

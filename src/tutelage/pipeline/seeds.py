@@ -65,8 +65,9 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> Table:
         shown.add_column(name, justify="left" if name == "comparison" else "right")
     for name, cells in rows.items():
         for cell in cells:
-            shown.add_row(name, str(cell["seed"]), f"{100 * cell['estimate']:.1f} %", f"{100 * cell['low']:.1f} - {100 * cell['high']:.1f} %",
-                          above(cell), f"{100 * cell['judge_accuracy']['estimate']:.0f} %")
+            shown.add_row(name, str(cell["seed"]), f"{100 * cell['estimate']:.1f} %",
+                          f"{100 * cell['low']:.1f} - {100 * cell['high']:.1f} %", above(cell),
+                          f"{100 * cell['judge_accuracy']['estimate']:.0f} %")
     return shown
 
 
