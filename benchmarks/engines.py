@@ -2,9 +2,9 @@
 
     python benchmarks/engines.py [--rows 16] [--folder .bench] [--address http://localhost:8000/v1#model ...]
 
-Here in bfloat16, float32 and with weights of 8 bits; transformers' `generate` in bfloat16 and float32 in its own environment; and any server
-that speaks the OpenAI API and was started with the model of FOLDER/inputs/endless (vLLM, llama.cpp and others): it is sent all
-requests at once, asked to go on past an end (`ignore_eos`), and credited with the tokens that it says it made.
+Here in bfloat16, float32 and with weights of 8 bits; transformers' `generate` in bfloat16 and float32 in its own environment;
+and any server that speaks the OpenAI API and was started with the model of FOLDER/inputs/endless (vLLM, llama.cpp and others): it
+is sent all requests at once, asked to go on past an end (`ignore_eos`), and credited with the tokens that it says it made.
 Each engine answers the same batch six times in a process of its own; the first warms up, the figure is the median of the others.
 """
 
@@ -57,16 +57,18 @@ def main() -> None:
     parser.add_argument("--address", action="append", default=[], help="base address, #, name of the model")
     args = parser.parse_args()
     inputs.write(args.folder / "inputs")
-    prompts = [row["prompt"] for row in json.loads((args.folder / "inputs" / "work.json").read_text(encoding="utf-8"))["prompts"][:args.rows]]
+    place = args.folder / "inputs"
+    asked = json.loads((place / "work.json").read_text(encoding="utf-8"))["prompts"]
+    prompts = [row["prompt"] for row in asked[:args.rows]]
     if len(prompts) < args.rows:
         raise SystemExit(f"--rows can be at most {len(prompts)}")
     work = f"sample-{args.rows}"
     found: dict[str, dict[str, Any]] = {}
     for setting in OURS:
-        found[f"tutelage, {setting}"] = bench.one(sys.executable, "ours.py", args.folder / "inputs", work, setting)
+        found[f"tutelage, {setting}"] = bench.one(sys.executable, "ours.py", place, work, setting)
     for setting in PEERS:
         peer, _, precision = setting.partition(":")
-        found[f"transformers, {precision}"] = bench.one(bench.environment(args.folder, peer), "peer.py", args.folder / "inputs", work, setting)
+        found[f"transformers, {precision}"] = bench.one(bench.environment(args.folder, peer), "peer.py", place, work, setting)
     for address in args.address:
         found[address] = served(address, prompts)
     base = bench.speed(found["transformers, bf16"], work)
@@ -74,7 +76,8 @@ def main() -> None:
     for name, one in found.items():
         speeds = [step["tokens"] / step["seconds"] for step in one["steps"][WARM_UP:]]
         memory = "-" if one["peak_gb"] is None else f"{one['peak_gb']:.2f}"
-        print(f"| {name} | {statistics.median(speeds):.0f} ({min(speeds):.0f}-{max(speeds):.0f}) | {statistics.median(speeds) / base:.2f} | {memory} |")
+        median = statistics.median(speeds)
+        print(f"| {name} | {median:.0f} ({min(speeds):.0f}-{max(speeds):.0f}) | {median / base:.2f} | {memory} |")
 
 
 if __name__ == "__main__":

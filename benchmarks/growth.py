@@ -3,8 +3,8 @@
     python benchmarks/growth.py [--examples 1000,100000] [--steps 10]
 
 SmolLM2-135M, the first steps of `sft` on as many conversations as asked for (the starter instructions over and over, each with a
-number of its own, so that none is equal to another), each in a process of its own.  The seconds around the steps are the model's
-loading, the tokenising of all examples, and saving.
+number of its own, so that none is equal to another), imported as a snapshot; each number in a process of its own.  The seconds
+around the steps are the model's loading, the tokenising of all examples, and saving.
 """
 
 import argparse
@@ -14,40 +14,45 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 from inputs import examples
 from rows import peak_gb
 
-from tutelage.core.words import Example, Message
+from tutelage.data.importer import import_data
+from tutelage.data.snapshot import load_rows
 from tutelage.store.runs import Run
 from tutelage.training.loop import LoopConfig
 from tutelage.training.sft import SFTConfig, sft
 from tutelage.training.state import SaveConfig
 
 
-def many(count: int) -> list[Example]:
-    known = examples()
-    out = []
-    for number in range(count):
-        each = known[number % len(known)]
-        *before, last = each.messages
-        out.append(replace(each, messages=(*before, Message(role=last.role, text=f"{last.text} ({number})"))))
-    return out
+def snapshot_of(count: int, folder: Path) -> str:
+    """The name of a snapshot in the workspace `folder` with `count` conversations, all of them for training."""
+    known, path = examples(), folder / "many.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            rows = [{"role": each.role, "content": each.text} for each in known[number % len(known)].messages]
+            rows[-1]["content"] += f" ({number})"
+            file.write(json.dumps({"messages": rows}, ensure_ascii=False) + "\n")
+    return import_data(path, workspace=folder, splits={"train": 1.0, "val": 0.0, "test": 0.0}).name
 
 
 def one(count: int, steps: int) -> dict[str, float]:
-    train = many(count)
-    before, begun = peak_gb(), time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
+        begun = time.perf_counter()
+        name = snapshot_of(count, Path(scratch))
+        imported, peak = time.perf_counter() - begun, peak_gb()
+        begun, train = time.perf_counter(), load_rows(name, scratch, kind="examples").splits["train"]
+        assert len(train) == count
         config = SFTConfig(loop=LoopConfig(max_steps=steps, rows_per_step=16, token_budget=2048, keep_best=False),
                            save=SaveConfig(every_steps=0, every_seconds=0), device="cpu")
         sft(config, train=train, folder=Path(scratch) / "run")
         rows = [row for row in Run(Path(scratch) / "run").metrics() if "loss" in row]
     speeds = [row["tokens"] / row["seconds"] for row in rows[1:]]
     return {"examples": count, "tokens/s": statistics.median(speeds), "least": min(speeds), "most": max(speeds),
-            "seconds before": time.perf_counter() - begun - sum(row["seconds"] for row in rows), "GB of examples": before, "GB": peak_gb()}
+            "seconds around": time.perf_counter() - begun - sum(row["seconds"] for row in rows), "seconds of import": imported,
+            "GB of import": peak, "GB": peak_gb()}
 
 
 def main() -> None:
@@ -68,9 +73,8 @@ def main() -> None:
         found.append(json.loads(done.stdout.strip().splitlines()[-1]))
         row = found[-1]
         print(f"{row['examples']:>9,} examples: {row['tokens/s']:.0f} tokens/s ({row['least']:.0f} to {row['most']:.0f}); "
-              f"{row['seconds before']:.0f} s around the steps; {row['GB of examples']:.2f} GB with the examples read, "
-              f"{row['GB']:.2f} GB at most",
-              flush=True)
+              f"{row['seconds of import']:.0f} s to write and import them, at most {row['GB of import']:.2f} GB; "
+              f"{row['seconds around']:.0f} s around the steps, at most {row['GB']:.2f} GB", flush=True)
     print(f"ratio of the last to the first: {found[-1]['tokens/s'] / found[0]['tokens/s']:.2f}")
 
 

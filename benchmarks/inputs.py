@@ -58,8 +58,8 @@ def write(folder: Path) -> None:
         rows = [answer_row(base.tokenizer, pair.prompt, text, max_tokens=PAIRS["max_tokens"])
                 for text in (pair.chosen.text, pair.rejected.text)]
         begins = [row.weights.index(1.0) for row in rows]
-        both.append({"prompt_ids": rows[0].token_ids[:begins[0]],
-                     **{f"{name}_ids": row.token_ids[begin:] for name, row, begin in zip(("chosen", "rejected"), rows, begins, strict=True)}})
+        chosen_ids, rejected_ids = (row.token_ids[begin:] for row, begin in zip(rows, begins, strict=True))
+        both.append({"prompt_ids": rows[0].token_ids[:begins[0]], "chosen_ids": chosen_ids, "rejected_ids": rejected_ids})
     endless = load("smollm2-135m", dtype="float32", device="cpu")
     endless.tokenizer.chat_template = PLAIN
     endless.tokenizer.eos_token = NEVER

@@ -80,9 +80,9 @@ def run_pairs(place: Path, dtype: str, out: Path, kind: str) -> dict[str, Any]:
     return {**of_run(out, {"pairs": PAIRS["per_step"]}), "tokens": tokens, "rows": len(pairs)}
 
 
-def run_rl(place: Path, dtype: str, out: Path, kind: str, *, learning: int | None = None) -> dict[str, Any]:
+def run_rl(place: Path, dtype: str, out: Path, kind: str, *, learning: int | None = None, int8: bool = False) -> dict[str, Any]:
     """`learning`: the seed of a run of learning.py."""
-    how, reward = (RL, "reward") if learning is None else (LEARN, "kind_words")
+    how, reward = (RL, "reward") if learning is None else (LEARN[kind], "kind_words")
     asked = inputs.prompts(how["prompts_per_step"] * how["steps"])
     tokenizer = load(str(place / "endless"), device="cpu").tokenizer
     assert [render_prompt(tokenizer, each) for each in asked] == [row["ids"] for row in read(place)["prompts"][:len(asked)]]
@@ -90,8 +90,9 @@ def run_rl(place: Path, dtype: str, out: Path, kind: str, *, learning: int | Non
     common: dict[str, Any] = {
         "model": str(place / "endless"), "dtype": dtype, "device": "cpu", "steps": how["steps"], "seed": learning or 0,
         "prompts_per_step": how["prompts_per_step"], "responses_per_prompt": how["responses_per_prompt"], "max_tokens": how["tokens"],
-        "max_prompt_tokens": 512, "missing_eos": None, "score_clip": None, "normalise_on": 0, "beta": how["beta"], "lora": LoraConfig(rank=0),
-        "optim": replace(TUNED, learning_rate=how.get("learning_rate", TUNED.learning_rate)), "save": NEVER, "token_budget": 2048}
+        "max_prompt_tokens": 512, "missing_eos": None, "score_clip": None, "normalise_on": 0, "beta": how["beta"],
+        "lora": LoraConfig(rank=0), "optim": replace(TUNED, learning_rate=how.get("learning_rate", TUNED.learning_rate)),
+        "save": NEVER, "token_budget": 2048, "rollout_weights": "int8" if int8 else "same"}
     configs = {
         "grpo": lambda: GRPOConfig(reward=here, epochs=1, minibatches=1, **common),
         "rloo": lambda: RLOOConfig(reward=here, **common),
@@ -143,7 +144,7 @@ def main() -> None:
         elif work in ("grpo", "rloo", "ppo"):
             found = run_rl(place, dtype, out, work)
         elif work.startswith("learn-"):
-            found = run_rl(place, dtype, out, work.removeprefix("learn-"), learning=int(sys.argv[4]))
+            found = run_rl(place, dtype, out, work.removeprefix("learn-"), learning=int(sys.argv[4]), int8=sys.argv[3] == "int8")
         else:
             found = run_sampling(place, dtype, work, int8=setting == "int8")
     print(json.dumps({**found, "versions": versions()}))

@@ -124,15 +124,15 @@ def run_pairs(place: Path, work: dict, setting: str, out: str, kind: str) -> dic
     return result(timer.meter.steps, tokens=tokens, loss=timer.losses, rows=len(work["pairs"]))
 
 
-def learning_settings(seed: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def learning_settings(kind: str, seed: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the answers of a run are, and what differs from `common` where it is one of learning.py (`seed`)."""
-    return (RL, {}) if seed is None else (LEARN, {"seed": seed, "learning_rate": LEARN["learning_rate"]})
+    return (RL, {}) if seed is None else (LEARN[kind], {"seed": seed, "learning_rate": LEARN[kind]["learning_rate"]})
 
 
 def run_group(place: Path, work: dict, setting: str, out: str, kind: str, *, learning: int | None = None) -> dict[str, Any]:
     import trl
 
-    how, more = learning_settings(learning)
+    how, more = learning_settings(kind, learning)
     if learning is not None and kind == "grpo":
         more["loss_type"] = "grpo"  # the mean over answers of the mean over tokens, as here; TRL's default weighs tokens alike
     config, trainer_of = ((trl.GRPOConfig, trl.GRPOTrainer) if kind == "grpo" else (trl.RLOOConfig, trl.RLOOTrainer))
@@ -178,7 +178,7 @@ class Rule(torch.nn.Module):
 def run_ppo(place: Path, work: dict, setting: str, out: str, *, learning: int | None = None) -> dict[str, Any]:
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-    how, more = learning_settings(learning)
+    how, more = learning_settings("ppo", learning)
     tokenizer = AutoTokenizer.from_pretrained(place / "endless", padding_side="left")
     tokenizer.pad_token = "<repo_name>"
     n = how["prompts_per_step"] * how["responses_per_prompt"]

@@ -60,7 +60,7 @@ def timed(state, prompts, responses, config, *, shared: bool) -> dict[str, float
         begun = time.perf_counter()
         judgements: list[Judgement] = judge_all(state.judge, prompts, responses)
         out["judge"] = time.perf_counter() - begun
-        rollouts = score(state.networks, state.engine.tokenizer, prompts, responses, config)
+        rollouts = score(state, prompts, responses, config)
         out["score"] = time.perf_counter() - begun - out["judge"]
         signal = ppo.credit(rollouts, judgements, config, beta=config.beta)
         ppo.improve(state, rollouts, signal, config)

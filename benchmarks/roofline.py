@@ -130,8 +130,8 @@ def main() -> None:
     args = parser.parse_args()
     with fast_matmuls("cpu"), torch.no_grad():
         at = rates()
-    print(f"bfloat16 products of the trunk: {at.forward / 1e9:.0f} GFLOP/s forwards, {at.backward / 1e9:.0f} backwards; the head's logits in "
-          f"float32 {at.logits / 1e9:.0f}, its gradients {at.slopes / 1e9:.0f}; a decoding step's products "
+    print(f"bfloat16 products of the trunk: {at.forward / 1e9:.0f} GFLOP/s forwards, {at.backward / 1e9:.0f} backwards; the head's logits "
+          f"in float32 {at.logits / 1e9:.0f}, its gradients {at.slopes / 1e9:.0f}; a decoding step's products "
           + ", ".join(f"{1e3 * value:.0f} ms at {rows} rows" for rows, value in at.decode.items())
           + f"; AdamW {at.adamw:.2f} s\n")
     print("| work | trunk | head | decoding | AdamW | floor, s a step | measured | floor of it | peer | peer / floor | wanted |")
