@@ -89,7 +89,7 @@ mutants: install
 	@$(BIN)/python tests/numerics/mutants.py
 
 lint: install
-	@$(BIN)/ruff check src tests examples
+	@$(BIN)/ruff check .
 
 sizes:
 	@git ls-files 'src/*.py' | xargs wc -l | sort -rn | head -25

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import toys
 import torch
+import toys
 
 from tutelage.cli import parse
 from tutelage.commands.init import init

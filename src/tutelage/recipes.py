@@ -127,7 +127,8 @@ def overridden(values: Mapping[str, Any], words: Sequence[str], faults: list[str
 
 
 def read_config(
-    kind: type[C] | Callable[[Mapping[str, Any]], type[C]], recipe: str | Path | None = None, words: Sequence[str] = (), *, workspace: Path | None = None
+    kind: type[C] | Callable[[Mapping[str, Any]], type[C]], recipe: str | Path | None = None, words: Sequence[str] = (), *,
+    workspace: Path | None = None,
 ) -> C:
     """The configuration `kind` of a recipe (None: its defaults) with overrides; ConfigError with every fault at once.
 

@@ -124,7 +124,8 @@ def main(arguments: Sequence[str]) -> int:
     drawn = random.Random(options.seed).sample(every, min(options.sample, len(every))) if options.sample else every
     proven = {equivalent.key(entry) for entry in equivalent.EQUIVALENT}
     listed = [fault for fault in drawn if equivalent.key(fault) in proven]
-    rest = [Fault(fault.file, shown(fault), fault.source, tests_of(fault.file), False) for fault in drawn if equivalent.key(fault) not in proven]
+    rest = [Fault(fault.file, shown(fault), fault.source, tests_of(fault.file), False) for fault in drawn
+            if equivalent.key(fault) not in proven]
     wrong = plant([*hand, *rest], workers=options.workers, fresh=options.fresh)
     if wrong:
         print("\n".join(wrong))

@@ -173,7 +173,8 @@ def test_an_unknown_normaliser_is_named():
 
 
 def test_entropy_that_is_not_wanted_is_zero_and_changes_no_logp():
-    hidden_ND, weight_VD = torch.randn(5, 4, generator=torch.Generator().manual_seed(1)), torch.randn(7, 4, generator=torch.Generator().manual_seed(2))
+    hidden_ND = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    weight_VD = torch.randn(7, 4, generator=torch.Generator().manual_seed(2))
     target_N = torch.tensor([0, 6, 3, 3, 1])
     with_it = token_logps(hidden_ND, target_N, lambda h: h @ weight_VD.T, chunk=2)
     without = token_logps(hidden_ND, target_N, lambda h: h @ weight_VD.T, chunk=2, entropy=False)

@@ -282,7 +282,8 @@ def test_what_was_erased_is_gone(room):
 
 
 def test_a_rubric_with_two_comparisons_is_folded_by_one_of_them(file_db):
-    save_rubric(file_db, Rubric(name="two", questions=(Question(name="helpful", kind="pair"), Question(name="harmless", kind="pair"))), actor="t")
+    questions = (Question(name="helpful", kind="pair"), Question(name="harmless", kind="pair"))
+    save_rubric(file_db, Rubric(name="two", questions=questions), actor="t")
     room = Room(file_db, "two")
     room.add(item("a", "b"))
     room.say("ann", helpful=-1, harmless=2)

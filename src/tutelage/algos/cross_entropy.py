@@ -10,8 +10,8 @@ gradient with respect to its hidden state is made beside its log-probability, d 
 multiplied in the backward pass: the logits are made once, not twice (Liger-Kernel does the same with fused kernels).
 
 Where that matrix is trained, the softmax of each position (not divided by its norm) is kept in the matrix's own type (N x V numbers,
-up to KEPT_BYTES) and the backward pass multiplies by it in that type: for bfloat16 weights the logits and the log-probabilities are float32, and
-the two products of the gradient, whose results are rounded to bfloat16 anyway, run at bfloat16's speed.
+up to KEPT_BYTES) and the backward pass multiplies by it in that type: for bfloat16 weights the logits and the log-probabilities are
+float32, and the two products of the gradient, whose results are rounded to bfloat16 anyway, run at bfloat16's speed.
 """
 
 from collections.abc import Callable
@@ -109,8 +109,8 @@ def _read(hidden_nD: Tensor, target_n: Tensor, weight_VD: Tensor, temperature: f
           each: Callable[[int, Tensor, Tensor], None] | None = None, reference_n1: Tensor | None = None) -> _Read:
     """The softmax of hidden W^T / temperature in float32, TILE tokens of the vocabulary at a time, which stay in the cache.
 
-    each(number of the tile, exp(logit - reference) [n, t], float32 [t, D] of the matrix): called tile by tile.  The reference is the largest
-    logit of the first tile, or the largest of all (`reference_n1`) where that is so much larger that the exponential overflows.
+    each(number of the tile, exp(logit - reference) [n, t], float32 [t, D] of the matrix): called tile by tile.  The reference is the
+    largest logit of the first tile, or the largest of all (`reference_n1`) where that is so much larger that the exponential overflows.
     """
     x_nD, count, first = hidden_nD.float() / temperature, len(hidden_nD), reference_n1
     norm_n, crossed_n, lead_n = (torch.zeros(count, device=hidden_nD.device) for _ in range(3))

@@ -94,7 +94,9 @@ def check(
     again (`fresh`: is).  `loaded`, `judge` and `engine` take the place of what `config` names; then nothing is kept.
     """
     keep = workspace is not None and loaded is None and judge is None and engine is None
-    place = cache.place(workspace, command, config, data_id + (records_digest(mixed) if (mixed := rows.get("ptx")) else "")) if keep else None
+    mixed = rows.get("ptx")
+    data = data_id + (records_digest(mixed) if mixed else "")
+    place = cache.place(workspace, command, config, data) if keep else None
     known = cache.recall(place) if place and not fresh else None
     if known is not None:
         return [*memory.fits(known.needs, memory.available(config.device), config), *known.findings]

@@ -10,8 +10,8 @@ One judgement may feed several data sets:
     written       -> Example, Prompt      demonstrations, and prompts for RL
 
 Disagreement is kept, never voted away.  A pair has soft_label = the weighted share of votes for `chosen`, a tie counting half;
-at exactly 1/2 the strength is 0 and "chosen" means nothing (losses that need a hard label leave such pairs out).  An answer about which people
-differ becomes one Label a verdict, with the shares as weights.
+at exactly 1/2 the strength is 0 and "chosen" means nothing (losses that need a hard label leave such pairs out).  An answer about which
+people differ becomes one Label a verdict, with the shares as weights.
 
 Weights.  A vote of somebody whose accuracy is known to be a weighs max(0, 2a - 1): 1 for always right, 0 for a coin.
 Somebody who is not in `reliability` weighs as the others do on average; without reliabilities all weigh 1.  A row weighs the mean of its
