@@ -254,3 +254,9 @@ def test_length_and_prompt_of_a_rollout_count_tokens():
     rollouts = Rollouts(**{**dict.fromkeys(Rollouts._fields), "real_BT": real, "acted_BT": acted})
     assert rollouts.lengths() == [4, 3, 2]
     assert rollouts.begins() == [2, 1, 2]  # the last row never acted: all of it is prompt
+
+
+def test_rollouts_are_scored_where_nothing_else_is_said():
+    """An update on rollouts that are not scored overwrites the log-probs of the sampling policy: never by accident."""
+    given = [name for name in Rollouts._fields if name not in Rollouts._field_defaults]
+    assert Rollouts(**dict.fromkeys(given)).scored is True
