@@ -8,6 +8,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH ?= torch==2.13.0
 DEMO ?= demo
 LANGUAGE ?= en
+JOBS ?= 2
 
 .PHONY: install demo demo-seeds seeds comparison test test-all test-kill test-people test-web label-efficiency test-peers bench bench-check bench-learning bench-engines mutants lint sizes clean
 
@@ -42,8 +43,9 @@ seeds: install
 comparison: install
 	@$(BIN)/python -m tutelage.pipeline.algorithms --folder seeds --compare
 
+# JOBS processes, a file of tests in one of them; tests use one thread each
 test: install
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile
 
 test-all: install
 	@$(BIN)/python -m pytest
