@@ -62,7 +62,7 @@ class DemoConfig:
     # full fine-tuning of the upper half beside a frozen reference: on a CPU faster than adapters on every layer
     ppo: PPOConfig = field(default_factory=lambda: PPOConfig(
         steps=12, prompts_per_step=8, responses_per_prompt=4, max_tokens=48, max_prompt_tokens=110, normalise_on=32,
-        temperature=0.7, baseline="leave_one_out", epochs=2, minibatches=2, frozen_layers=15, lora=LoraConfig(),
+        temperature=0.7, baseline="leave_one_out", epochs=1, minibatches=2, frozen_layers=15, lora=LoraConfig(),
         ptx_coef=0.3, ptx_rows=6,  # so that what SFT taught (above all to answer in the language of the question) is not lost
         optim=OptimConfig(learning_rate=1e-4, warmup=0.05, betas=(0.9, 0.95), eps=1e-5)))
     eval_tokens: int = 64
