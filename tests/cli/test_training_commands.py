@@ -13,6 +13,7 @@ from tutelage.commands import sft as sft_command
 from tutelage.commands.training import split_words
 from tutelage.core.errors import UserError
 from tutelage.store.runs import Run
+from tutelage.training import sft as sft_loop
 from tutelage.training.state import Stopped
 
 
@@ -221,3 +222,14 @@ def test_words_are_recipes_or_overrides():
 def test_the_resolved_configuration_on_disk_is_what_was_printed(trained):
     config = yaml.safe_load((trained / "runs" / "sft-0001" / "config.yaml").read_text())
     assert config["data"] == "chat" and config["loop"]["max_steps"] == 2
+
+
+def test_a_second_run_of_a_workspace_recalls_what_training_began_from(chat, workspace, monkeypatch):
+    made, evaluate = [], sft_loop.SFTTask.evaluate
+    monkeypatch.setattr(sft_loop.SFTTask, "evaluate", lambda self: made.append(self) or evaluate(self))
+    told = []
+    for rate in ("1e-3", "2e-3"):
+        done = call("sft", "data=chat.jsonl", *TWO_STEPS, f"optim.learning_rate={rate}")
+        told.append((next(line for line in done.out.splitlines() if "evaluation loss" in line).split(" -> ")[0], len(made)))
+    assert told[0][0] == told[1][0] and told[1][1] == 2 * told[0][1] - 1
+    assert len(list((workspace / ".cache" / "evaluation").iterdir())) == 1

@@ -226,3 +226,30 @@ def test_a_finished_run_is_not_run_again(tmp_path):
         sft(CONFIG, train=EXAMPLES, folder=tmp_path / "r")
     with pytest.raises(UserError, match=r"begun with another configuration \(chunk: 512 then, 7 now\)"):
         sft(replace(CONFIG, chunk=7), train=EXAMPLES, folder=tmp_path / "r", resume=True)
+
+
+def test_what_a_model_was_worth_before_training_is_found_once(tmp_path, monkeypatch):
+    """A run that differs in nothing the figure depends on recalls it; any other finds its own."""
+    evaluate, made = SFTTask.evaluate, []
+    monkeypatch.setattr(SFTTask, "evaluate", lambda self: made.append(self) or evaluate(self))
+
+    def begun(config=CONFIG, val=EXAMPLES[:3], cache=tmp_path / "cache") -> tuple[float, int]:
+        """The figure of step 0, and evaluations that were made (one of them after the last step)."""
+        made.clear()
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        sft(config, train=EXAMPLES, val=val, folder=folder, cache=cache)
+        return next(row["eval_loss"] for row in Run(folder).metrics() if row["step"] == 0), len(made)
+
+    there = begun(cache=None)
+    assert there[1] == 2 and begun() == there  # nothing was kept yet
+    assert begun(replace(CONFIG, optim=OptimConfig(learning_rate=5e-3), seed=3)) == (there[0], 1)
+    trained = str(next(tmp_path.glob("*/final")))
+    others = [begun(val=EXAMPLES[:2]), begun(replace(CONFIG, loss="all")), begun(replace(CONFIG, max_tokens=60)),
+              begun(replace(CONFIG, model=trained)), begun(replace(CONFIG, dtype="bfloat16"))]
+    assert [count for _, count in others] == [2] * len(others) and there[0] not in [loss for loss, _ in others]
+    assert begun(replace(CONFIG, chunk=3))[1] == 2 and begun(replace(CONFIG, lora=LoraConfig(rank=2)))[1] == 2  # rounds otherwise
+
+    for file in (tmp_path / "cache").iterdir():
+        file.write_text("{", encoding="utf-8")
+    assert begun() == there  # damaged: found anew, and kept
+    assert begun() == (there[0], 1)

@@ -13,6 +13,7 @@ JOB = Job(
     name="sft",
     config=SFTConfig,
     train=sft,
+    caches=True,
     rows=rows_of_kind("examples"),
     noun="examples",
     steps=steps_of_loop,

@@ -41,6 +41,7 @@ class Job:
     noun: str  # what a row is called: "examples"
     steps: Callable[[Any, int], int]  # (config, units of training) -> optimiser steps, at most
     units: Callable[[Any, Sequence[Any]], int] = lambda config, records: len(records)  # (config, records) -> what the loop counts as rows
+    caches: bool = False  # whether `train` takes cache=, a folder for what may be found again
     models: tuple[str, ...] = ("model",)  # keys of the configuration that may name a run
     config_of: Callable[[Mapping[str, Any]], type] | None = None  # a recipe's values -> which subclass of `config` they are for
 
@@ -261,6 +262,7 @@ def execute(
             folder=plan.folder,
             data_id=plan.data_id,
             resume=plan.resume,
+            **({"cache": plan.workspace / ".cache" / "evaluation"} if plan.job.caches else {}),
             progress=step,
             warn=warn,
         )

@@ -56,14 +56,15 @@ class Micro(NamedTuple):
     sums: dict[str, float]  # "loss" (undivided), "count" (what divides it), and what else the task wants to log
 
 
+Evaluate = Callable[[], dict[str, float]]  # must hold "eval_loss" unless empty (no evaluation data)
+
+
 class Task(Protocol):
     rows: int
 
     def micro(self, at: list[int]) -> Iterator[Micro]: ...
 
-    def evaluate(self) -> dict[str, float]:
-        """Must hold "eval_loss" unless empty (no evaluation data)."""
-        ...
+    def evaluate(self) -> dict[str, float]: ...
 
 
 class Outcome(NamedTuple):
@@ -95,10 +96,13 @@ def fit(
     optim: OptimConfig,
     save: SaveConfig,
     seed: int,
+    first: Callable[[Evaluate], dict[str, float]] = lambda evaluate: evaluate(),
     progress: Progress = silent,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
     """Train `module`'s trainable parameters on `task`, resuming from the newest whole checkpoint of `run`.
+
+    `first`: asked for the evaluation before the first step, and given what makes it.
 
     On return the module holds the kept weights.  UserError where the loss is not finite, naming the step.
     """
@@ -124,7 +128,7 @@ def fit(
     stopped = bool(loop.patience) and facts["bad"] >= loop.patience  # killed between the early stop and the run's end
     with Saver(run, save, write) as saver:
         if facts["step"] == 0 and loop.eval_first:
-            _evaluate(run, log, task, module, optimizer, facts, keep=False)
+            _evaluate(run, log, lambda: first(task.evaluate), module, optimizer, facts, keep=False)
         schedule = epochs_of_steps(task.rows, rows_per_step=loop.rows_per_step, epochs=epochs, seed=seed)
         for step, at in enumerate(schedule, start=1):
             if step <= facts["step"]:
@@ -134,7 +138,7 @@ def fit(
             log(_step(task, module, optimizer, at, step, facts, epoch=(step - 1) / steps_per_epoch))
             facts["step"] = step
             if step % eval_every == 0 or step == total:
-                _evaluate(run, log, task, module, optimizer, facts, keep=loop.keep_best)
+                _evaluate(run, log, task.evaluate, module, optimizer, facts, keep=loop.keep_best)
                 stopped = bool(loop.patience) and facts["bad"] >= loop.patience
             trim()
             progress("train", step, total)
@@ -167,12 +171,12 @@ def _step(task: Task, module: nn.Module, optimizer: Optimizer, at: list[int], st
             "seconds": round(seconds, 3), "tokens_per_second": round(tokens / seconds, 1), "rss_gb": rss_gb()}
 
 
-def _evaluate(run: Run, log: Callable[[dict[str, Any]], None], task: Task, module: nn.Module, optimizer: Optimizer,
+def _evaluate(run: Run, log: Callable[[dict[str, Any]], None], evaluate: Evaluate, module: nn.Module, optimizer: Optimizer,
               facts: dict[str, Any], *, keep: bool) -> None:
     """Log an evaluation; where it is the best so far and `keep`, put the weights into best/."""
     module.eval()
     with torch.no_grad():
-        result = task.evaluate()
+        result = evaluate()
     if not result:
         return
     log({"step": facts["step"], **result})

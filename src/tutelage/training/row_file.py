@@ -4,6 +4,7 @@ A row is its token ids (int32) and weights (float64) one after the other; what i
 The file has no name (or is deleted when closed, where the system cannot do that), so nothing is left behind by a run that is killed.
 """
 
+import hashlib
 import tempfile
 from array import array
 from collections.abc import Iterable
@@ -35,6 +36,14 @@ class RowFile(ByNumber[Row]):
 
     def __len__(self) -> int:
         return len(self._ends) - 1
+
+    def digest(self) -> str:
+        """SHA-256 over all rows in their order."""
+        found = hashlib.sha256(self._ends.tobytes())
+        self._file.seek(0)
+        while block := self._file.read(1 << 20):
+            found.update(block)
+        return found.hexdigest()
 
     def read(self, number: int) -> Row:
         begin, end = self._ends[number], self._ends[number + 1]

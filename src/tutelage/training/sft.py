@@ -19,6 +19,7 @@ from tutelage.store.runs import Run, begin_or_reopen
 from tutelage.text.mask import Row, rows_of
 from tutelage.text.pack import micro_batches
 from tutelage.training.batch import collate, forward
+from tutelage.training.first_evaluation import place, recalled
 from tutelage.training.loop import LoopConfig, Micro, Outcome, fit
 from tutelage.training.networks import LoraConfig, fast_matmuls, load_trainable, manifest_of, save_result
 from tutelage.training.optim import OptimConfig
@@ -98,11 +99,13 @@ def sft(
     folder: Path | str,
     data_id: str = "",
     resume: bool = False,
+    cache: Path | str | None = None,
     progress: Progress = silent,
     warn: Callable[[str], None] = lambda text: None,
 ) -> SFTResult:
     """Fine-tune on `train`, evaluate on `val`, leave the model in `folder`/final.
 
+    `cache`: a folder that keeps what the model was worth before training, for the next run with it (None: it is found anew).
     UserError where no example has a trained token.  Resumes where `resume` and `folder` holds a run.
     """
     resolved = to_dict(config)
@@ -118,8 +121,16 @@ def sft(
         val_rows, _ = tokenise(loaded, val, config, folder=run.folder)
         task = SFTTask(loaded, rows, val_rows, config)
         outcome = fit(run, task, loaded.model, loop=config.loop, optim=config.optim, save=config.save, seed=config.seed,
+                      first=lambda evaluate: evaluate() if cache is None else recalled(_known(cache, loaded, val_rows, config), evaluate),
                       progress=progress, warn=warn)
         return _finish(run, loaded, outcome, resolved, data_id, skipped)
+
+
+def _known(cache: Path | str, loaded: Loaded, val: RowFile, config: SFTConfig) -> Path:
+    """Where the evaluation before the first step stands: adapters begin as nothing, and frozen layers are read like others."""
+    weights = next(loaded.model.parameters())
+    return place(cache, kind="sft", model=loaded.digest, dtype=str(weights.dtype), device=weights.device.type, rows=val.digest(),
+                 lora=to_dict(config.lora), chunk=config.chunk, token_budget=config.loop.token_budget)
 
 
 def tokenise(loaded: Loaded, examples: Sequence[Example], config: SFTConfig, *, folder: Path | str | None = None) -> tuple[RowFile, int]:
