@@ -436,7 +436,7 @@ def test_no_check_and_a_resumed_run_are_not_checked(workspace):
     assert call("sft", *WORDS, "max_tokens=44", "--dry-run", "--no-check").code == 0
     assert call("sft", *WORDS, "max_tokens=44", "--no-check", "--run", "x").code == 0
     assert call("sft", "--run", "x", "--resume").code == 0
-    assert not (workspace / ".cache").exists()
+    assert not (workspace / ".cache" / "check").exists()
 
 
 def test_a_checked_run_ends_with_the_same_bits_as_one_that_was_not(workspace):
