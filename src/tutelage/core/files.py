@@ -39,6 +39,11 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
+def keyed_file(folder: Path | str, key: Any) -> Path:
+    """The JSON file of a cache folder that is named by the digest of `key`, all that its content depends on."""
+    return Path(folder) / f"{sha256_bytes(canonical_json(key).encode('utf-8', 'surrogatepass'))[:32]}.json"
+
+
 def fsync_folder(folder: Path | str) -> None:
     """Make a rename inside `folder` durable.  Windows has no such call and needs none."""
     if os.name == "nt":

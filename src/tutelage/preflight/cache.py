@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from tutelage import __version__
 from tutelage.core.config import to_dict
 from tutelage.core.errors import UserError
-from tutelage.core.files import canonical_json, read_json, sha256_bytes, sha256_file, write_json
+from tutelage.core.files import keyed_file, read_json, sha256_file, write_json
 from tutelage.models.load import obtain
 from tutelage.preflight.findings import Finding
 from tutelage.preflight.memory import Needs
@@ -31,8 +31,7 @@ class Known(NamedTuple):
 def place(workspace: Path, command: str, config: Any, data_id: str) -> Path:
     """The file that holds, or will hold, what a check of this found."""
     named = {key: fingerprint(name) for key, name in {"model": config.model, **judge_names(config)}.items()}
-    key = canonical_json([VERSION, __version__, command, to_dict(config), data_id, named])
-    return workspace / ".cache" / "check" / f"{sha256_bytes(key.encode('utf-8', 'surrogatepass'))[:32]}.json"
+    return keyed_file(workspace / ".cache" / "check", [VERSION, __version__, command, to_dict(config), data_id, named])
 
 
 def fingerprint(name: Any) -> Any:

@@ -15,15 +15,14 @@ import torch
 
 from tutelage import __version__
 from tutelage.core.errors import UserError
-from tutelage.core.files import canonical_json, read_json, sha256_bytes, write_json
+from tutelage.core.files import keyed_file, read_json, write_json
 
 VERSION = 1  # raised when an evaluation changes what it finds
 
 
 def place(cache: Path | str, **depends_on: Any) -> Path:
     """The file that holds, or will hold, the evaluation of what is named here."""
-    key = canonical_json([VERSION, __version__, torch.__version__, torch.get_num_threads(), depends_on])
-    return Path(cache) / f"{sha256_bytes(key.encode('utf-8', 'surrogatepass'))[:32]}.json"
+    return keyed_file(cache, [VERSION, __version__, torch.__version__, torch.get_num_threads(), depends_on])
 
 
 def recalled(file: Path, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:

@@ -96,13 +96,13 @@ def fit(
     optim: OptimConfig,
     save: SaveConfig,
     seed: int,
-    first: Callable[[Evaluate], dict[str, float]] = lambda evaluate: evaluate(),
+    first: Evaluate | None = None,
     progress: Progress = silent,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
     """Train `module`'s trainable parameters on `task`, resuming from the newest whole checkpoint of `run`.
 
-    `first`: asked for the evaluation before the first step, and given what makes it.
+    `first`: asked for the evaluation before the first step (None: the task is).
 
     On return the module holds the kept weights.  UserError where the loss is not finite, naming the step.
     """
@@ -128,7 +128,7 @@ def fit(
     stopped = bool(loop.patience) and facts["bad"] >= loop.patience  # killed between the early stop and the run's end
     with Saver(run, save, write) as saver:
         if facts["step"] == 0 and loop.eval_first:
-            _evaluate(run, log, lambda: first(task.evaluate), module, optimizer, facts, keep=False)
+            _evaluate(run, log, first or task.evaluate, module, optimizer, facts, keep=False)
         schedule = epochs_of_steps(task.rows, rows_per_step=loop.rows_per_step, epochs=epochs, seed=seed)
         for step, at in enumerate(schedule, start=1):
             if step <= facts["step"]:

@@ -120,8 +120,9 @@ def sft(
         rows, skipped = tokenise(loaded, train, config, folder=run.folder)
         val_rows, _ = tokenise(loaded, val, config, folder=run.folder)
         task = SFTTask(loaded, rows, val_rows, config)
+        first = None if cache is None else lambda: recalled(_known(cache, loaded, val_rows, config), task.evaluate)
         outcome = fit(run, task, loaded.model, loop=config.loop, optim=config.optim, save=config.save, seed=config.seed,
-                      first=lambda evaluate: evaluate() if cache is None else recalled(_known(cache, loaded, val_rows, config), evaluate),
+                      first=first,
                       progress=progress, warn=warn)
         return _finish(run, loaded, outcome, resolved, data_id, skipped)
 
